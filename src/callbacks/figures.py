@@ -1,0 +1,109 @@
+"""Pictures: curves, confusion matrix, grids of images; each is a matplotlib figure without global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from src.batch import Batch
+from src.files import replacing
+from src.model.classifier import TransferClassifier
+
+if TYPE_CHECKING:  # matplotlib takes a while to import, and most commands fail or finish without a picture
+    from matplotlib.figure import Figure
+
+FIRST_BATCH = "first_batch.png"
+
+
+class FirstBatch(Callback):
+    """Show the first training batch as the network sees it, augmented."""
+
+    def setup(self, trainer: Trainer, pl_module: TransferClassifier, stage: str) -> None:  # type: ignore[override]
+        self.directory = Path(trainer.log_dir or ".")
+
+    @rank_zero_only
+    def on_train_batch_start(self, trainer: Trainer, pl_module: object, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_step > 0 or batch_idx > 0 or batch.entry > 0:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        pixels = data.pixels(batch.inputs[:32]).permute(0, 2, 3, 1).cpu().numpy()
+        titles = [data.classes[label] for label in batch.labels[:32].tolist()]
+        figure = grid_figure(pixels, titles, "first training batch, augmented")
+        show(trainer, "first_batch", figure, self.directory / FIRST_BATCH)
+
+
+def show(trainer: Trainer, tag: str, figure: Figure, path: Path) -> None:
+    """Put a figure into the run directory and into TensorBoard."""
+    write_png(figure, path)
+    if trainer.logger is not None:
+        trainer.logger.experiment.add_figure(tag, figure, trainer.current_epoch, close=False)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure that no global registry holds on to; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a figure; a file of that name is replaced as a whole."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def history_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw loss and accuracy by epoch, training and validation, in two panels."""
+    figure = new_figure(10, 4)
+    for axes, metric, title in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy"), strict=True):
+        for split, label in (("train", "training"), ("val", "validation")):
+            points = [(row["epoch"] + 1, row[f"{split}/{metric}"]) for row in rows if f"{split}/{metric}" in row]
+            axes.plot(*np.array(points).reshape(-1, 2).T, marker=".", label=label)
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def confusion_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix, (true class, predicted class), coloured by the share of each true class."""
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = max(5.0, 0.55 * len(classes) + 2)
+    figure = new_figure(side, side)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", xticks=range(len(classes)), yticks=range(len(classes)))
+    axes.set_xticklabels(classes, rotation=60, ha="right")
+    axes.set_yticklabels(classes)
+    if len(classes) <= 25:  # beyond that numbers are too small to read
+        for (true, predicted), count in np.ndenumerate(counts):
+            dark = shares[true, predicted] > 0.5
+            axes.text(predicted, true, str(count), ha="center", va="center", fontsize=7, color="w" if dark else "k")
+    return figure
+
+
+def grid_figure(
+    pixels: np.ndarray, titles: Sequence[str], heading: str, colours: Sequence[str] | None = None
+) -> Figure:
+    """Draw images, (N, H, W, 3) from 0 to 255, eight in a row, each with its title in its colour."""
+    rows = -(-len(pixels) // 8)
+    figure = new_figure(10, 1.45 * rows + 0.5)
+    figure.suptitle(heading)
+    grid = np.asarray(figure.subplots(rows, 8, squeeze=False)).ravel()
+    for axes in grid:
+        axes.axis("off")
+    colours = colours or ["black"] * len(titles)
+    for axes, image, title, colour in zip(grid, pixels, titles, colours, strict=False):
+        axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
+        axes.set_title(title, fontsize=7, color=colour)
+    return figure

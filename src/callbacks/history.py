@@ -1,0 +1,92 @@
+"""One row an epoch: history.csv, the two curves of history.png, and a line on the terminal."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from src.callbacks.figures import history_figure, write_png
+from src.files import replacing
+
+CSV = "history.csv"
+PNG = "history.png"
+BATCH_PREFIX = "train/batch_"
+"""Metrics of single batches start so; all others are of whole epochs."""
+
+Row = dict[str, float]
+
+
+class History(Checkpoint):
+    """Write the metrics of every epoch to the run directory.
+
+    It counts as a checkpoint callback for Lightning, which runs those after the module has logged its epoch; and
+    before the checkpoints themselves, so that no checkpoint is newer than the history.
+    """
+
+    def __init__(self, announce: bool) -> None:
+        """Start without rows.
+
+        Args:
+            announce: Whether to print a line an epoch, for want of a progress bar.
+        """
+        self.announce = announce
+        self.rows: list[Row] = []
+        self.directory = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.directory = Path(trainer.log_dir or ".")  # asks all processes, so not within a rank_zero_only hook
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = read_history(self.directory / CSV) if (self.directory / CSV).exists() else []
+        self.rows = [row for row in done if row["epoch"] < trainer.current_epoch]
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row = {"epoch": float(trainer.current_epoch)}
+        row |= {name: value for name, value in metrics.items() if not name.startswith(BATCH_PREFIX)}
+        self.rows.append(row)
+        write_history(self.rows, self.directory / CSV)
+        if self.announce:
+            print(_line(row), flush=True)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    @rank_zero_only
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if self.rows:
+            write_png(history_figure(self.rows), self.directory / PNG)
+
+
+def write_history(rows: list[Row], path: Path) -> None:
+    """Write one line an epoch; columns are the union of all rows' metrics."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
+
+
+def read_history(path: Path) -> list[Row]:
+    """Read what `write_history` wrote; empty cells are left out."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _line(row: Row) -> str:
+    shown = {
+        "train loss": "train/loss", "acc": "train/acc", "val loss": "val/loss", "val acc": "val/acc",
+        "images/s": "images_per_second",
+    }  # fmt: skip
+    values = "  ".join(f"{label} {row[name]:.4g}" for label, name in shown.items() if name in row)
+    return f"epoch {int(row['epoch']):3d}  {values}"

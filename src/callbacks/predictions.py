@@ -1,0 +1,143 @@
+"""What the network says of each image, and how good that is."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics.functional import classification
+
+from src.batch import Batch
+from src.callbacks.figures import confusion_figure, grid_figure, show
+from src.data.datamodule import ArrayDataset, ImageDataModule
+from src.files import replacing
+
+PREDICTIONS_CSV = "predictions.csv"
+PREDICTIONS_PNG = "predictions.png"
+REPORT = "test_report.json"
+CONFUSION_PNG = "confusion_matrix.png"
+
+
+class Predictions(NamedTuple):
+    """Hold what was predicted, in the order of the images."""
+
+    indices: Tensor
+    """Which images, int64, (N,)."""
+    labels: Tensor
+    """True classes, int64, (N,)."""
+    probabilities: Tensor
+    """One probability a class, float32, (N, classes)."""
+
+
+class PredictionWriter(Callback):
+    """Collect the probabilities of test and predict from all processes, and write them to the run directory.
+
+    Test also gives a report, the confusion matrix, and the metrics in TensorBoard.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Predictions] = []
+        self.directory = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.directory = Path(trainer.log_dir or ".")
+        self.parts = []
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self._add(outputs, batch)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self._add(outputs, batch)
+
+    def _add(self, probabilities: Tensor, batch: Batch) -> None:
+        self.parts.append(Predictions(batch.indices, batch.labels, probabilities))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        predictions = self._gather(trainer)
+        if not trainer.is_global_zero:
+            return
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self._write(predictions, data)
+        report = test_report(predictions, data.classes)
+        with replacing(self.directory / REPORT) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
+        show(
+            trainer, "confusion_matrix", confusion_figure(report["confusion_matrix"], data.classes),
+            self.directory / CONFUSION_PNG,
+        )  # fmt: skip
+        figure = _examples(predictions, data.datasets["test"], data.classes)
+        show(trainer, "predictions", figure, self.directory / PREDICTIONS_PNG)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        predictions = self._gather(trainer)
+        if trainer.is_global_zero:
+            self._write(predictions, trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _gather(self, trainer: Trainer) -> Predictions:
+        joined = [torch.cat(column).cpu() for column in zip(*self.parts, strict=True)]
+        self.parts = []
+        if trainer.world_size > 1:
+            everyone: list[list[Tensor]] = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(everyone, joined)
+            joined = [torch.cat(column) for column in zip(*everyone, strict=True)]
+        order = joined[0].argsort()
+        return Predictions(*(column[order] for column in joined))
+
+    def _write(self, predictions: Predictions, data: ImageDataModule) -> None:
+        dataset = data.datasets["test"]
+        path = self.directory / PREDICTIONS_CSV
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "true", "predicted", *(f"p({name})" for name in data.classes)])
+            for index, label, row in zip(*(column.tolist() for column in predictions), strict=True):
+                best = max(range(len(row)), key=row.__getitem__)
+                values = (f"{value:.6f}" for value in row)
+                writer.writerow([dataset.name_of(index), data.classes[label], data.classes[best], *values])
+
+
+def test_report(predictions: Predictions, classes: tuple[str, ...]) -> dict:
+    """Measure predictions against the truth.
+
+    Returns:
+        Number of images, accuracy, macro F1, cross-entropy loss in nats, expected calibration error (15 bins,
+        C. Guo and others, "On Calibration of Modern Neural Networks", 2017), the confusion matrix (rows: true
+        class), and for each class its number of images, precision and recall.
+    """
+    _, labels, probabilities = predictions
+    predicted, n = probabilities.argmax(dim=1), len(classes)
+    matrix = classification.multiclass_confusion_matrix(predicted, labels, n)
+    hits, support = matrix.diag(), matrix.sum(dim=1)
+    precision, recall = hits / matrix.sum(dim=0).clamp(min=1), hits / support.clamp(min=1)
+    return {
+        "images": len(labels),
+        "accuracy": (hits.sum() / len(labels)).item(),
+        "macro_f1": classification.multiclass_f1_score(predicted, labels, n, average="macro").item(),
+        "loss": torch.nn.functional.nll_loss(probabilities.clamp(min=1e-12).log(), labels).item(),
+        "calibration_error": classification.multiclass_calibration_error(probabilities, labels, n, n_bins=15).item(),
+        "classes": {
+            name: {"images": int(support[i]), "precision": precision[i].item(), "recall": recall[i].item()}
+            for i, name in enumerate(classes)
+        },
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    chosen = torch.linspace(0, len(predictions.labels) - 1, min(24, len(predictions.labels))).long()
+    indices, labels, probabilities = (column[chosen] for column in predictions)
+    confidence, predicted = probabilities.max(dim=1)
+    pixels = dataset[indices.numpy()].inputs.permute(0, 2, 3, 1).numpy()
+    titles = [f"{classes[p]} {c:.0%}" for p, c in zip(predicted.tolist(), confidence.tolist(), strict=True)]
+    colours = ["green" if right else "crimson" for right in (predicted == labels).tolist()]
+    return grid_figure(pixels, titles, "test images and predictions (red: wrong)", colours)

@@ -1,0 +1,95 @@
+"""Tables on the terminal before training: the network's layers, and the calendar of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from src.callbacks.schedule import HEAD_NUMBER, trainable_layers
+from src.callbacks.unfreezing import StagedUnfreezing
+from src.model.classifier import HEAD, TransferClassifier
+from src.model.vgg import LAYERS, output_shapes
+
+
+class Summary(Callback):
+    """Print what will be trained, when, and how fast, before it happens."""
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        unfreezing = next(callback for callback in trainer.callbacks if isinstance(callback, StagedUnfreezing))
+        layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
+        print(layer_table(pl_module, layers), end="\n\n")
+        steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
+        rates = unfreezing.rates(trainer.optimizers[0])
+
+        def rate(number: int, epoch: int) -> float:
+            return rates.at(unfreezing.stages, number, epoch, 0, steps, max_epochs)
+
+        print(stage_table(pl_module, unfreezing.stages, rate, max_epochs), flush=True)
+
+
+def layer_table(model: TransferClassifier, layers: int) -> str:
+    """List every layer with its output shape, its parameters and whether it trains when `layers` of them do."""
+    rows = []
+    for number, (name, layer) in enumerate(model.backbone.named_children()):
+        shape = " × ".join(str(side) for side in output_shapes(model.image_size)[number])
+        count = _count(layer)
+        rows.append((name, shape, f"{count:,}", "yes" if number >= HEAD_NUMBER - layers and count else ""))
+    for name, layer in model.head.named_children():
+        count = _count(layer)
+        size = layer.out_features if hasattr(layer, "out_features") else ""
+        rows.append((f"{HEAD}.{name}", str(size), f"{count:,}", "yes" if count else ""))
+    backbone, suffix = _count(model.backbone), _suffix_parameters(model, layers)
+    rows.append(("backbone", "", f"{backbone:,}", f"{suffix:,}"))
+    total = _count(model.head)
+    rows.append(("backbone and head", "", f"{backbone + total:,}", f"{suffix + total:,}"))
+    return table(("layer", "output", "parameters", "trains"), rows)
+
+
+def stage_table(model: TransferClassifier, stages, rate, max_epochs: int) -> str:  # type: ignore[no-untyped-def]
+    """List the stages: epochs, what trains, how many parameters, and the first step's rates.
+
+    Args:
+        model: Whose parameters are counted.
+        stages: Epochs and numbers of layers, as `parse_stages` gives them.
+        rate: Gives the rate of a layer's number in the first step of an epoch.
+        max_epochs: How many epochs there are; stages beyond are marked.
+    """
+    rows = []
+    for first, following in zip(stages, [*list(stages)[1:], max(max_epochs, *stages) + 1], strict=True):
+        layers = stages[first]
+        lowest = HEAD_NUMBER - layers
+        last = min(following, max_epochs) - 1
+        trains = "head" if not layers else f"{LAYERS[lowest]} … head"
+        rates = f"{rate(HEAD_NUMBER, first):.2g}"
+        if layers:
+            rates += f" … {rate(lowest, first):.2g}"
+        epochs = f"{first} to {last}" if last >= first else f"{first} (after the end)"
+        rows.append((epochs, str(layers), trains, f"{_suffix_parameters(model, layers) + _count(model.head):,}", rates))
+    return table(("epochs", "layers", "what trains", "parameters", "rates, head … lowest"), rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align text in columns: the first left, the others too unless they are numbers."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def cell(text: str, column: int) -> str:
+        number = text.replace(",", "").isdigit()
+        return text.rjust(widths[column]) if number else text.ljust(widths[column])
+
+    drawn = ["  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines]
+    return "\n".join([drawn[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *drawn[1:]])
+
+
+def _count(module) -> int:  # type: ignore[no-untyped-def]
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _suffix_parameters(model: TransferClassifier, layers: int) -> int:
+    frozen = model.backbone.prefix_parameters(HEAD_NUMBER - layers)
+    return _count(model.backbone) - sum(parameter.numel() for parameter in frozen)
+
+

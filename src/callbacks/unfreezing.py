@@ -1,0 +1,116 @@
+"""Thaw the backbone by the calendar, and give every layer its rate."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+
+from src.callbacks.schedule import HEAD_NUMBER, Decay, Rates, parse_stages, trainable_layers
+from src.errors import UserError
+from src.model.classifier import HEAD, TransferClassifier
+from src.model.vgg import LAYERS
+
+NUMBERS = {**{name: number for number, name in enumerate(LAYERS)}, HEAD: HEAD_NUMBER}
+
+
+class StagedUnfreezing(Callback):
+    """Decide, for every epoch, how many layers train, and for every step, at which rate.
+
+    Both are pure functions of the epoch and the step, so nothing is saved and a resumed run cannot differ.
+
+    Args:
+        stages: For each first epoch: how many layers train, counted from the top (0 = head only, 4 = block5,
+            18 = all), or the name of the lowest one, or `all`.
+        rates: For each first epoch, the head's learning rate from then on; null for the optimizer's.
+        block_factor: Factor on the learning rate for every block further down.
+        decay: Course of each layer's rate from its thaw to the end: constant, linear or cosine.
+        warmup_epochs: Epochs from each layer's thaw over which its rate rises from nothing.
+    """
+
+    def __init__(
+        self,
+        stages: dict[int, int | str],
+        rates: dict[int, float] | None = None,
+        block_factor: float = 1.0,
+        decay: Decay = "constant",
+        warmup_epochs: float = 0.0,
+    ) -> None:
+        self.stages = parse_stages(stages)
+        self.stage_rates = rates or {}
+        self.block_factor = block_factor
+        self.decay: Decay = decay
+        self.warmup_epochs = warmup_epochs
+        _check(self.stage_rates, block_factor, warmup_epochs)
+
+    def rates(self, optimizer: torch.optim.Optimizer) -> Rates:
+        """Give the rates that follow from the configuration and the optimizer's own rate."""
+        return Rates(
+            optimizer.defaults["lr"], self.stage_rates, self.block_factor, self.decay, self.warmup_epochs
+        )
+
+    def rate(self, trainer: Trainer, layer: str, step: int = 0) -> float:
+        """Give the rate of a layer at a step of the current epoch."""
+        return self.rates(trainer.optimizers[0]).at(
+            self.stages,
+            NUMBERS[layer],
+            trainer.current_epoch,
+            step,
+            int(trainer.num_training_batches),
+            trainer.max_epochs or 1,
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.decay != "constant" and (trainer.max_epochs or -1) < 0:
+            raise UserError(f"unfreezing.decay {self.decay} needs an end: set trainer.max_epochs.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        # Also here, because a run resumed within an epoch sees no epoch start.
+        self._apply(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        self._apply(trainer, pl_module)
+
+    def _apply(self, trainer: Trainer, model: TransferClassifier) -> None:
+        layers = trainable_layers(self.stages, trainer.current_epoch)
+        frozen = model.backbone.prefix_parameters(len(LAYERS) - layers)
+        unchanged = model.trainable_layers == layers and not any(parameter.requires_grad for parameter in frozen)
+        if unchanged:
+            return
+        model.trainable_layers = layers
+        for optimizer in trainer.optimizers:
+            for parameter in frozen:
+                optimizer.state.pop(parameter, None)  # memory, and a second thaw starts without stale momentum
+        _wrap_again(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(trainer, group["layer"], batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        layers = {group["layer"]: self.rate(trainer, group["layer"]) for group in trainer.optimizers[0].param_groups}
+        pl_module.log("trainable_parameters", float(trained))
+        pl_module.log_dict({f"lr/{layer}": rate for layer, rate in layers.items()})
+
+
+def _wrap_again(trainer: Trainer) -> None:
+    """Make DDP anew: its reducer only knows the parameters that required gradients when it was made."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = trainer.lightning_module
+        gc.collect()  # the old wrapper's hooks on the gradients go with it, before the new one's come
+        strategy.configure_ddp()
+
+
+def _check(rates: dict[int, float], block_factor: float, warmup_epochs: float) -> None:
+    for epoch, rate in rates.items():
+        if epoch < 0 or rate < 0:
+            raise UserError(f"unfreezing.rates has {epoch}: {rate}; neither epochs nor rates can be negative.")
+    if block_factor <= 0:
+        raise UserError(f"unfreezing.block_factor is {block_factor}: it must be above 0 (1 = the same rate for all).")
+    if warmup_epochs < 0:
+        raise UserError(f"unfreezing.warmup_epochs is {warmup_epochs}: it cannot be negative.")

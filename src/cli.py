@@ -1,0 +1,214 @@
+"""The command line: `python -m src.cli fit|validate|test|predict --config configs/last4.yaml`."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
+from src.callbacks.figures import FirstBatch
+from src.callbacks.history import History
+from src.callbacks.predictions import PredictionWriter
+from src.callbacks.summary import Summary
+from src.callbacks.throughput import Throughput
+from src.callbacks.unfreezing import StagedUnfreezing
+from src.data.datamodule import ImageDataModule
+from src.errors import UserError
+from src.model.classifier import TransferClassifier
+from src.model.vgg import InputScale, expected_input
+from src.run_directory import RunLogger, RunOptions, find_checkpoint, newest_run, run_name, run_of
+
+COMMANDS = ("fit", "validate", "test", "predict")
+USAGE = "python -m src.cli fit --config configs/last4.yaml"
+
+_UNWANTED_ADVICE = (
+    "does not have many workers",  # images are in memory, indexed by the batch: workers would only copy them
+    "smaller than the logging interval",  # curves are drawn by the epoch
+)
+
+
+class ThawParser(LightningArgumentParser):
+    """Report mistakes in one line instead of a usage text."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_one_line(message)) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the resolved configuration of a training, and show it in TensorBoard's HParams tab."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config))
+        shown = {room: config.get(room) for room in ("model", "data", "unfreezing", "seed_everything")}
+        shown["trainer"] = {key: config["trainer"].get(key) for key in ("max_epochs", "precision", "devices")}
+        assert isinstance(trainer.logger, RunLogger)
+        trainer.logger.log_hyperparams(shown)
+
+
+class ThawCLI(LightningCLI):
+    """Join data, model and callbacks by configuration, and give each run its directory."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, "run")
+        parser.add_lightning_class_args(StagedUnfreezing, "unfreezing")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=_input_of)
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as the user gave it: Lightning would put the checkpoint's values above it."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self.options = RunOptions(**config.run)
+        self.name = run_name(self.options, [Path(str(path)) for path in config.config or []])
+        wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
+        self.checkpoint = wanted and find_checkpoint(str(wanted), Path(self.options.root), self.name)
+        config.ckpt_path = self.checkpoint and str(self.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand].trainer
+        config.enable_progress_bar = sys.stderr.isatty() and config.enable_progress_bar is not False
+        config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
+        if not config.fast_dev_run:
+            config.logger = self._logger()
+        self.trainer_defaults["callbacks"] = self._callbacks(config)
+        return super().instantiate_trainer(**kwargs)
+
+    def _logger(self) -> RunLogger:
+        run = self.checkpoint and run_of(self.checkpoint)
+        if run:  # a resumed or tested run stays where it is
+            return RunLogger(run.parent.parent, run.parent.name, run.name, default_hp_metric=False)
+        return RunLogger(self.options.root, self.name, default_hp_metric=False)
+
+    def _callbacks(self, config: Namespace) -> list[Callback]:
+        callbacks: list[Callback] = [Summary(), Throughput()]
+        if config.enable_progress_bar:
+            callbacks.append(TQDMProgressBar(refresh_rate=20))
+        if not config.fast_dev_run:
+            callbacks += [FirstBatch(), PredictionWriter(), History(not config.enable_progress_bar), *checkpoints()]
+        return callbacks
+
+    def before_fit(self) -> None:
+        if self.checkpoint is not None:
+            return  # its weights replace whatever the network starts with
+        if self.options.warm_start is None:
+            self.model.load_pretrained()
+        else:
+            path = find_checkpoint(self.options.warm_start, Path(self.options.root), self.name)
+            self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+
+    def after_fit(self) -> None:
+        if self.trainer.fast_dev_run:
+            return
+        best = next(callback for callback in self.trainer.callbacks if isinstance(callback, ModelCheckpoint))
+        metrics = {"val/acc": float(best.best_model_score)} if best.best_model_score is not None else {}
+        if self.options.test_after_fit and "test" in self.datamodule.datasets:
+            metrics |= self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path, verbose=False)[0]
+        if self.trainer.is_global_zero:
+            assert isinstance(self.trainer.logger, RunLogger)
+            self.trainer.logger.log_final(metrics)
+            self._report(metrics)
+
+    def after_validate(self) -> None:
+        self._report_logged()
+
+    def after_test(self) -> None:
+        self._report_logged()
+
+    def after_predict(self) -> None:
+        self._report_logged()
+
+    def _report_logged(self) -> None:
+        if self.trainer.is_global_zero:
+            self._report({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "batch" not in name)
+        print(f"\n{shown or self.subcommand}: everything of this run is in {self.trainer.log_dir}")
+        files = sorted(path.name for path in Path(str(self.trainer.log_dir)).iterdir() if path.suffix in _SHOWN)
+        print("  " + ", ".join(files), flush=True)
+
+
+_SHOWN = (".png", ".csv", ".json", ".yaml")
+
+
+def _input_of(weights: str | None, weights_input: str | None) -> InputScale | None:
+    return expected_input(weights, weights_input)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _check_order(args: Sequence[str]) -> None:
+    command = next((word for word in args if word in COMMANDS), None)
+    if command is not None and args[0] != command and args[0].startswith("-"):
+        rest = " ".join(word for word in args if word != command)
+        raise UserError(f"the command comes first: python -m src.cli {command} {rest}")
+    if not args:
+        raise UserError(f"say what to do: {', '.join(COMMANDS)}. For example: {USAGE}")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        args: Words of the command line; None for the process's own.
+
+    Raises:
+        SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    for advice in _UNWANTED_ADVICE:
+        warnings.filterwarnings("ignore", f".*{advice}.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        _check_order(args)
+        ThawCLI(
+            TransferClassifier,
+            ImageDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+            },
+            seed_everything_default=777,
+            parser_class=ThawParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""From a source's arrays to standardized, augmented batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from jsonargparse import lazy_instance
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from src.batch import Batch
+from src.data.augment import Augmentation
+from src.data.sampling import EvalBatches, TrainBatches
+from src.data.sources import CIFAR10, Images, Source
+from src.data.split import channel_statistics, train_val_split
+from src.errors import UserError
+
+
+class ArrayDataset(Dataset):
+    """Hand out whole batches of images held in memory; no Python runs per image.
+
+    Args:
+        images: All images of a source's split.
+        chosen: Which of them belong to this data set, int64, (n,); position i is image `chosen[i]`.
+    """
+
+    def __init__(self, images: Images, chosen: np.ndarray) -> None:
+        self.pixels = torch.from_numpy(images.pixels)
+        self.labels = torch.from_numpy(images.labels)
+        self.names = images.names
+        self.chosen = torch.from_numpy(chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        indices = self.chosen[torch.as_tensor(positions)]
+        return Batch(self.pixels[indices], self.labels[indices], indices)
+
+    def name_of(self, index: int) -> str:
+        """Name an image: its file, or its number where the source has no files."""
+        return str(index) if self.names is None else self.names[index]
+
+
+class ImageDataModule(LightningDataModule):
+    """Split, standardize, augment and batch a source's images.
+
+    Args:
+        source: Where images come from: CIFAR10, ImageFolder or Sample.
+        batch_size: Images per process and step.
+        val_fraction: Share of the training images kept for validation, where the source has no validation split.
+        split_seed: Seed of that split.
+        standardize: What the network sees: `weights`, what its pretrained weights were trained on; `dataset`,
+            mean 0 and deviation 1 per channel over the training images.
+        augmentation: Random changes of training images; null for none.
+        input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
+        seed: Seed of order and augmentation; `seed_everything` tells it.
+        weights_input: Mean and deviation that the weights expect, pixels 0 to 255; the model's weights tell it.
+    """
+
+    def __init__(
+        self,
+        source: Source = lazy_instance(CIFAR10),  # noqa: B008 - made anew for every use, so that options show in --help
+        batch_size: int = 32,
+        val_fraction: float = 0.3,
+        split_seed: int = 777,
+        standardize: Literal["weights", "dataset"] = "weights",
+        augmentation: Augmentation | None = Augmentation(),  # noqa: B008 - never changed
+        input_size: int | None = None,
+        seed: int = 777,
+        weights_input: Any = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise UserError(f"data.batch_size is {batch_size}: BatchNorm in the head needs at least 2.")
+        if standardize == "weights" and weights_input is None:
+            raise UserError(
+                "data.standardize is 'weights', but the model's weights do not say what input they expect: give "
+                "--model.weights_input IMAGENET1K_FEATURES or IMAGENET1K_V1, or use --data.standardize dataset."
+            )
+        self.source = source
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.standardize = standardize
+        self.augmentation = augmentation
+        self.input_size = input_size
+        self.seed = seed
+        self.weights_input = weights_input
+        self.classes = source.classes  # reads names only: a wrong folder is found before anything is made
+        self.datasets: dict[str, ArrayDataset] = {}
+        self.statistics = torch.empty(2, 3)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the source has."""
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width, in pixels, of what enters the network."""
+        return self.input_size or self.source.image_size
+
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    def setup(self, stage: str) -> None:
+        if self.datasets:
+            return
+        splits = self.source.load()
+        train = splits["train"]
+        if "val" in splits:
+            chosen = {"train": np.arange(len(train)), "val": np.arange(len(splits["val"]))}
+        else:
+            positions = train_val_split(len(train), self.val_fraction, self.split_seed)
+            chosen = dict(zip(("train", "val"), positions, strict=True))
+        self.datasets = {
+            "train": ArrayDataset(train, chosen["train"]),
+            "val": ArrayDataset(splits.get("val", train), chosen["val"]),
+        }
+        if "test" in splits:
+            self.datasets["test"] = ArrayDataset(splits["test"], np.arange(len(splits["test"])))
+        if self.standardize == "weights":
+            self.statistics = torch.tensor(self.weights_input)
+        else:
+            self.statistics = torch.tensor(channel_statistics(train.pixels, chosen["train"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Save what predictions depend on: class names, and mean and deviation per channel."""
+        mean, std = self.statistics.tolist()
+        return {"classes": list(self.classes), "mean": mean, "std": std}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if tuple(state_dict["classes"]) != tuple(self.classes):
+            raise UserError(
+                f"the checkpoint was trained on the classes {', '.join(state_dict['classes'])}; the data have "
+                f"{', '.join(self.classes)}. Choose the data source that the checkpoint was trained on."
+            )
+        self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self._place()
+        dataset = self.datasets["train"]
+        return _loader(dataset, TrainBatches(len(dataset), self.batch_size, self.seed, rank, world_size))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        if split not in self.datasets:
+            raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
+        dataset = self.datasets[split]
+        return _loader(dataset, EvalBatches(len(dataset), self.batch_size, *self._place()))
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment (training only) and standardize on the device, in float32; features pass unchanged."""
+        if batch.entry > 0:
+            return batch
+        pixels: Tensor = batch.inputs
+        trainer = self.trainer
+        if self.augmentation is not None and trainer is not None and trainer.training:
+            pixels = self.augmentation(pixels, seed=self.seed, view=trainer.current_epoch, indices=batch.indices)
+        return batch._replace(inputs=self.standardized(pixels))
+
+    def standardized(self, pixels: Tensor) -> Tensor:
+        """Turn pixels from 0 to 255, (N, 3, H, W), into network input at `image_size`, float32."""
+        mean, std = self.statistics.to(pixels.device, torch.float32).view(2, 1, 3, 1, 1)
+        inputs = (pixels.to(torch.float32) - mean) / std
+        if self.input_size is not None and self.input_size != inputs.shape[-1]:
+            inputs = F.interpolate(inputs, size=(self.input_size, self.input_size), mode="bilinear")
+        return inputs
+
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Turn network input back into pixels from 0 to 255, at the size that the network sees."""
+        mean, std = self.statistics.to(inputs.device, torch.float32).view(2, 1, 3, 1, 1)
+        return inputs * std + mean
+
+
+def _loader(dataset: ArrayDataset, batches: TrainBatches | EvalBatches) -> DataLoader:
+    # batch_size=None: the sampler's items are whole batches of positions, and Lightning finds its set_epoch.
+    return DataLoader(
+        dataset,
+        sampler=cast(Any, batches),
+        batch_size=None,
+        collate_fn=_identity,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch

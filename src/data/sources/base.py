@@ -1,0 +1,60 @@
+"""What every source of images gives: uint8 arrays, labels and class names."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Hold one split in memory.
+
+    Attributes:
+        pixels: RGB values 0 to 255, uint8, shape (N, 3, H, W), C-contiguous.
+        labels: Index into the source's `classes`, int64, shape (N,).
+        names: File paths relative to the source's root, or None where images have no files of their own.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Source(ABC):
+    """Provide the splits of a data set as arrays: `prepare` once per node, then `load` in every process.
+
+    Attributes:
+        image_size: Height and width of the images in pixels.
+    """
+
+    image_size: int = 32
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Name the classes in label order, without decoding an image.
+
+        Raises:
+            UserError: What can be known to be missing already, such as the folder.
+        """
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Download or decode what `load` needs; a second call finds everything done.
+
+        Raises:
+            UserError: The images cannot be had, or are damaged.
+        """
+
+    @abstractmethod
+    def load(self) -> dict[str, Images]:
+        """Return the splits "train", "test" and, where the source has its own, "val".
+
+        Raises:
+            UserError: What `prepare` left has been changed or removed.
+        """

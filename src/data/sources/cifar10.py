@@ -1,0 +1,103 @@
+"""CIFAR-10 (Krizhevsky, 2009), in the files that torchvision reads."""
+
+import os
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from src.data.sources.base import Images, Source
+from src.download import fetch
+from src.errors import UserError
+
+OFFLINE_HINT = (
+    "add `--config configs/with/sample.yaml` (the built-in sample) "
+    "or `--config configs/with/folder.yaml` (your own images)"
+)
+
+
+class CIFAR10(Source):
+    """Provide CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in ten classes.
+
+    Every file is compared with torchvision's MD5 before it is unpickled: a pickle is a program.
+
+    Args:
+        root: Folder that holds, or will hold, the archive and `cifar-10-batches-py`.
+        url: Where to download the archive from, for example a mirror; None means the authors' page.
+    """
+
+    def __init__(self, root: str = "data", url: str | None = None) -> None:
+        self.root = Path(root)
+        self.url = url
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+    def prepare(self) -> None:
+        from torchvision.datasets import CIFAR10 as Archive
+
+        damaged = _damaged_files(self.root)
+        if not damaged:
+            return
+        try:
+            archive = fetch(
+                self.url or Archive.url,
+                self.root / Archive.filename,
+                md5=Archive.tgz_md5,
+                offline_hint=OFFLINE_HINT,
+            )
+        except UserError as error:
+            if not damaged[0].exists():
+                raise
+            raise UserError(f"{damaged[0]} is damaged (wrong MD5) and cannot be replaced: {error}") from error
+        _extract(archive, self.root)
+
+    def load(self) -> dict[str, Images]:
+        from torchvision.datasets import CIFAR10 as Archive
+
+        splits = {}
+        for split in ("train", "test"):
+            with warnings.catch_warnings():
+                # The files were pickled by a NumPy of 2009, which wrote `align` as an integer.
+                warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+                try:
+                    archive = Archive(self.root, train=split == "train")
+                except RuntimeError as error:
+                    raise UserError(_missing(self.root)) from error
+            pixels = np.ascontiguousarray(archive.data.transpose(0, 3, 1, 2))
+            splits[split] = Images(pixels, np.asarray(archive.targets, dtype=np.int64))
+        return splits
+
+
+def _damaged_files(root: Path) -> list[Path]:
+    """List the files of the extracted archive that are damaged or missing, damaged ones first."""
+    from torchvision.datasets import CIFAR10 as Archive
+    from torchvision.datasets.utils import check_integrity
+
+    checksums = [*Archive.train_list, *Archive.test_list, (Archive.meta["filename"], Archive.meta["md5"])]
+    folder = root / Archive.base_folder
+    damaged = [folder / name for name, md5 in checksums if not check_integrity(folder / name, md5)]
+    return sorted(damaged, key=lambda path: not path.exists())
+
+
+def _missing(root: Path) -> str:
+    damaged = _damaged_files(root)
+    where = damaged[0] if damaged else root
+    return f"CIFAR-10 is incomplete: {where} is damaged or missing; run again to get it afresh"
+
+
+def _extract(archive: Path, root: Path) -> None:
+    """Unpack beside the final folder and move only files whose MD5 is right, each in one step."""
+    from torchvision.datasets import CIFAR10 as Archive
+    from torchvision.datasets.utils import extract_archive
+
+    with TemporaryDirectory(dir=root, prefix=".cifar10-") as scratch:
+        extract_archive(archive, scratch)
+        if damaged := _damaged_files(Path(scratch)):
+            raise UserError(f"{archive} holds a damaged {damaged[0].name}; delete the archive and run again")
+        target = root / Archive.base_folder
+        target.mkdir(exist_ok=True)
+        for file in (Path(scratch) / Archive.base_folder).iterdir():
+            os.replace(file, target / file.name)

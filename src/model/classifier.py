@@ -1,0 +1,203 @@
+"""The network in training: backbone and head, loss, metrics, optimizer groups."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from src.batch import Batch
+from src.errors import UserError
+from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
+
+HEAD = "head"
+
+
+class TransferClassifier(LightningModule):
+    """Classify images with VGG16's convolutions and a new head.
+
+    Args:
+        weights: What the backbone starts from: IMAGENET1K_FEATURES (the original VGG16), IMAGENET1K_V1
+            (torchvision's), null (random), or a file: a torchvision VGG16 state dict or a checkpoint of this project.
+        weights_input: For a plain state dict file, the published weights whose input scale it shares.
+        hidden: Width of the head's hidden layer; 0 for a single linear layer.
+        dropout: Probability with which the head's hidden activations are dropped in training.
+        label_smoothing: Share of every training label that is spread evenly over all classes.
+        optimizer: Any torch optimizer by class path; weight decay never reaches biases and norms.
+        num_classes: Number of classes; the data tell it.
+        image_size: Height and width of the images in pixels, at least 32; the data tell it.
+    """
+
+    def __init__(
+        self,
+        weights: str | None = "IMAGENET1K_FEATURES",
+        weights_input: Literal["IMAGENET1K_FEATURES", "IMAGENET1K_V1"] | None = None,
+        hidden: int = 256,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-4),
+        num_classes: int = 10,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if image_size < REDUCTION:
+            raise UserError(f"images of {image_size} pixels vanish in VGG16's poolings: use at least {REDUCTION}.")
+        self.save_hyperparameters(ignore=["optimizer"], logger=False)
+        self.backbone = VGGBackbone()
+        self.head = _head(FEATURES * (image_size // REDUCTION) ** 2, hidden, dropout, num_classes)
+        self.depth = len(LAYERS)
+        self.weights = weights
+        self.image_size = image_size
+        self.label_smoothing = label_smoothing
+        self.make_optimizer = optimizer
+        self.train_metrics = _metrics(num_classes)
+        self.val_metrics = _metrics(num_classes, f1=True)
+        self.test_metrics = _metrics(num_classes, f1=True)
+
+    def load_pretrained(self) -> None:
+        """Load the backbone's weights; whoever restores a checkpoint instead need not have them.
+
+        Raises:
+            UserError: As `VGGBackbone.load`.
+        """
+        if self.weights is not None:
+            self.backbone.load(self.weights)
+
+    @property
+    def trainable_layers(self) -> int:
+        """How many backbone layers train, counted from the top; the head always does."""
+        return len(LAYERS) - self.depth
+
+    @trainable_layers.setter
+    def trainable_layers(self, layers: int) -> None:
+        self.depth = len(LAYERS) - layers
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(True)
+        for parameter in self.backbone.prefix_parameters(self.depth):
+            parameter.requires_grad_(False)
+            parameter.grad = None  # a zero gradient is not no gradient: momentum and decay would go on
+
+    def prefix(self, inputs: Tensor, entry: int = 0) -> Tensor:
+        """Run the frozen layers from `entry` on, without gradients: images in, (N, C, h, w) features out."""
+        with torch.no_grad():
+            return self.backbone(inputs, entry, self.depth)
+
+    def forward(self, inputs: Tensor, entry: int = 0) -> Tensor:
+        """Compute logits, (N, classes), from what enters layer `entry`."""
+        features = self.prefix(inputs, entry)
+        return self.head(self.backbone(features, max(entry, self.depth)))
+
+    def training_step(self, batch: Batch) -> Tensor:
+        logits = self(batch.inputs, batch.entry)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        _update(self.train_metrics, logits, batch.labels, loss)
+        self.log("train/batch_loss", loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train", self.train_metrics)
+
+    def validation_step(self, batch: Batch) -> None:
+        self._evaluate(batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val", self.val_metrics)
+
+    def test_step(self, batch: Batch) -> Tensor:
+        """Give the probabilities, (N, classes), which callbacks write down."""
+        return self._evaluate(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test", self.test_metrics)
+
+    def predict_step(self, batch: Batch) -> Tensor:
+        """Give the probabilities, (N, classes), which callbacks write down."""
+        return self(batch.inputs, batch.entry).float().softmax(dim=1)
+
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
+        logits = self(batch.inputs, batch.entry)
+        if len(batch.labels):  # a process may run out of images before the others do
+            _update(metrics, logits, batch.labels, F.cross_entropy(logits, batch.labels))
+        return logits.float().softmax(dim=1)
+
+    def _log_epoch(self, stage: str, metrics: MetricCollection) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
+        metrics.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A run stopped within an epoch must report that epoch's training metrics over all of its batches.
+        checkpoint["train_metrics"] = {
+            name: {state: getattr(metric, state) for state in metric._defaults}
+            for name, metric in self.train_metrics.items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, states in checkpoint.get("train_metrics", {}).items():
+            metric: Metric = self.train_metrics[name]
+            for state, value in states.items():
+                setattr(metric, state, value.to(self.device))
+            metric._update_count = 1  # else compute() warns that it was never updated
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Group all parameters, frozen ones included, by layer and by whether weight decay applies.
+
+        The order and the number of groups never change, so a schedule or a checkpoint fits at every stage.
+
+        Returns:
+            Groups from the bottom layer up, then the head; each with its layer's name under `layer`.
+        """
+        named = [(name, layer) for name, layer in self.backbone.named_children()] + [(HEAD, self.head)]
+        groups = []
+        for name, layer in named:
+            parameters = list(layer.parameters())
+            decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+            spared = [parameter for parameter in parameters if parameter.ndim <= 1]
+            if decayed:
+                groups.append({"params": decayed, "layer": name})
+            if spared:
+                groups.append({"params": spared, "layer": name, "weight_decay": 0.0})
+        return groups
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameter_groups())
+
+
+def _head(features: int, hidden: int, dropout: float, num_classes: int) -> nn.Sequential:
+    if hidden == 0:
+        return nn.Sequential(OrderedDict(flatten=nn.Flatten(), linear=nn.Linear(features, num_classes)))
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(features, hidden),
+            norm=nn.BatchNorm1d(hidden),
+            relu=nn.ReLU(inplace=True),
+            dropout=nn.Dropout(dropout),
+            linear=nn.Linear(hidden, num_classes),
+        )
+    )
+
+
+def _metrics(num_classes: int, f1: bool = False) -> MetricCollection:
+    metrics: dict[str, Metric | MetricCollection] = {
+        "loss": MeanMetric(),
+        "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+    }
+    if f1:
+        metrics["f1"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
+    return MetricCollection(metrics, compute_groups=False)
+
+
+def _update(metrics: MetricCollection, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+    predicted = logits.detach().argmax(dim=1)
+    for name, metric in metrics.items():
+        if name == "loss":
+            metric.update(loss.detach(), len(labels))
+        else:
+            metric.update(predicted, labels)

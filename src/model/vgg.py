@@ -1,0 +1,224 @@
+"""VGG16 without its top, in eighteen named layers, and the weights it can start from.
+
+Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import VGG16_Weights
+
+from src.download import fetch
+from src.errors import UserError
+
+BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
+LAYERS = tuple(
+    f"block{block}_{part}"
+    for block, (_, convs) in enumerate(BLOCKS, start=1)
+    for part in (*(f"conv{conv}" for conv in range(1, convs + 1)), "pool")
+)
+FEATURES = BLOCKS[-1][0]
+REDUCTION = 2 ** len(BLOCKS)  # every block's pooling halves height and width
+
+
+class InputScale(NamedTuple):
+    """What network input means: (pixel - mean) / std, pixels from 0 to 255 in RGB order."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class _Published(NamedTuple):
+    url: str
+    expects: InputScale
+
+
+_PUBLISHED = {
+    # The original Caffe weights: mean image colour subtracted, no division (those that Keras ships, in RGB order).
+    "IMAGENET1K_FEATURES": _Published(
+        VGG16_Weights.IMAGENET1K_FEATURES.url, InputScale((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
+    ),
+    # torchvision's own training: 0 to 1, then ImageNet mean and deviation.
+    "IMAGENET1K_V1": _Published(
+        VGG16_Weights.IMAGENET1K_V1.url,
+        InputScale((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)),
+    ),
+}
+
+
+class ConvReLU(nn.Conv2d):
+    """Convolve 3×3 with zero padding, then rectify: one layer in Keras's count."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input), inplace=True)
+
+
+class VGGBackbone(nn.Sequential):
+    """Stack the eighteen layers `block1_conv1` … `block5_pool`; weights are random until `load` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        in_channels = 3
+        for name in LAYERS:
+            if name.endswith("pool"):
+                self.add_module(name, nn.MaxPool2d(2))
+            else:
+                out_channels = BLOCKS[block_of(name) - 1][0]
+                self.add_module(name, ConvReLU(in_channels, out_channels))
+                in_channels = out_channels
+
+    def forward(self, x: Tensor, first: int = 0, last: int = len(LAYERS)) -> Tensor:  # type: ignore[override]
+        """Run the layers first, first + 1, …, last - 1.
+
+        Args:
+            x: What enters layer `first`: (N, C, H, W), standardized images (C = 3) when `first` is 0.
+            first: Number of the first layer to run, from 0.
+            last: Number of the layer to stop before.
+        """
+        for layer in self._layers(first, last):
+            x = layer(x)
+        return x
+
+    def _layers(self, first: int, last: int) -> list[nn.Module]:
+        return list(self.children())[first:last]
+
+    def prefix_parameters(self, depth: int) -> list[nn.Parameter]:
+        """List the parameters of the first `depth` layers."""
+        return [parameter for layer in self._layers(0, depth) for parameter in layer.parameters()]
+
+    def load(self, weights: str) -> None:
+        """Replace every weight.
+
+        Args:
+            weights: A published name (`IMAGENET1K_FEATURES`, `IMAGENET1K_V1`), or a file: a torchvision VGG16 state
+                dict, whole or features only, or a checkpoint of this project.
+
+        Raises:
+            UserError: The file is absent and cannot be downloaded, is no state dict, or lacks a layer.
+        """
+        path = _download(weights) if weights in _PUBLISHED else Path(weights)
+        self.load_state_dict(self._translate(_read(path), path))
+
+    def _translate(self, state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+        """Rename torchvision's or a checkpoint's keys to ours, and refuse what does not fit."""
+        translated, wrong = {}, []
+        convolutions = [name for name, layer in self.named_children() if isinstance(layer, ConvReLU)]
+        for name, number in zip(convolutions, _torchvision_numbers(), strict=True):
+            for kind in ("weight", "bias"):
+                keys = (f"backbone.{name}.{kind}", f"{name}.{kind}", f"features.{number}.{kind}", f"{number}.{kind}")
+                found = next((state[key] for key in keys if isinstance(state.get(key), Tensor)), None)
+                wanted = self.get_parameter(f"{name}.{kind}").shape
+                if found is None:
+                    wrong.append(f"{name}.{kind} is missing")
+                elif found.shape != wanted:
+                    wrong.append(f"{name}.{kind} is {tuple(found.shape)} instead of {tuple(wanted)}")
+                else:
+                    translated[f"{name}.{kind}"] = found
+        if wrong:
+            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise UserError(
+                f"'{path}' does not hold VGG16's convolutions: {'; '.join(wrong[:4])}{more}. Give a torchvision VGG16 "
+                "state dict or a checkpoint of this project as model.weights."
+            )
+        return translated
+
+
+def block_of(layer: str) -> int:
+    """Tell which block a layer belongs to, from 1."""
+    return int(layer.removeprefix("block").partition("_")[0])
+
+
+def output_shapes(image_size: int) -> list[tuple[int, int, int]]:
+    """Work out what each layer puts out: (channels, height, width), in the order of `LAYERS`."""
+    shapes, side = [], image_size
+    for name in LAYERS:
+        side = side // 2 if name.endswith("pool") else side
+        shapes.append((BLOCKS[block_of(name) - 1][0], side, side))
+    return shapes
+
+
+def expected_input(weights: str | None, weights_input: str | None) -> InputScale | None:
+    """Tell which input the weights were trained on, without loading them into a network.
+
+    Args:
+        weights: As in `VGGBackbone.load`; None for random weights, which expect nothing.
+        weights_input: The published name whose input scale a plain state dict shares.
+
+    Returns:
+        None if nobody can say: random weights, or a plain state dict without `weights_input`.
+    """
+    if weights_input is not None:
+        return _PUBLISHED[weights_input].expects
+    if weights is None:
+        return None
+    if weights in _PUBLISHED:
+        return _PUBLISHED[weights].expects
+    return _input_of_checkpoint(_open(Path(weights)))
+
+
+def _input_of_checkpoint(content: Any) -> InputScale | None:
+    # The data module leaves its standardization in the checkpoint under its class name (a Lightning convention).
+    saved = content.get("ImageDataModule", {}) if isinstance(content, Mapping) else {}
+    return InputScale(tuple(saved["mean"]), tuple(saved["std"])) if "mean" in saved else None
+
+
+def _torchvision_numbers() -> list[int]:
+    """Number the convolutions as torchvision does, where each ReLU and pooling is a module of its own."""
+    numbers, number = [], 0
+    for name, following in pairwise((*LAYERS, "")):
+        if not name.endswith("pool"):
+            numbers.append(number)
+            number += 3 if following.endswith("pool") else 2
+    return numbers
+
+
+def _download(name: str) -> Path:
+    url = _PUBLISHED[name].url
+    file = url.rpartition("/")[2]
+    return fetch(
+        url,
+        Path(torch.hub.get_dir()) / "checkpoints" / file,
+        sha256_prefix=file.removesuffix(".pth").rpartition("-")[2],
+        offline_hint=(
+            "put the file there (TORCH_HOME chooses the folder), or start from random weights: "
+            "--config configs/with/sample.yaml"
+        ),
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    content = _open(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise UserError(f"'{path}' holds no state dict. Save one with torch.save(model.state_dict(), file).")
+    return state
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(
+            f"no weights file '{path}'. model.weights takes a file, null, or one of: {', '.join(_PUBLISHED)}."
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0][:120]
+        raise UserError(f"'{path}' cannot be read as weights ({reason}). Download or save it again.") from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

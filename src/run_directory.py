@@ -1,0 +1,109 @@
+"""One folder a run, `runs/<name>/version_<n>`: who makes it, and how its checkpoints are found again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from src.callbacks.checkpoints import BEST, FOLDER, LAST
+from src.callbacks.history import BATCH_PREFIX
+from src.errors import UserError
+
+_VERSION = "version_"
+_FINAL_METRICS = {"best/val_acc": "val/acc", "final/test_acc": "test/acc", "final/test_loss": "test/loss"}
+
+
+@dataclass
+class RunOptions:
+    """Say where a run is kept and how it begins and ends.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run's folder; null for the name of the first configuration file.
+        test_after_fit: Whether to test the best checkpoint, once, after training.
+        warm_start: Checkpoint whose weights, backbone and head, a new training starts from.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    test_after_fit: bool = True
+    warm_start: str | None = None
+
+
+class RunLogger(TensorBoardLogger):
+    """Draw the metrics of whole epochs against the epoch, and fill TensorBoard's HParams tab."""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+        metrics = dict(metrics)
+        epoch = metrics.pop("epoch", None)
+        batches = {name: value for name, value in metrics.items() if name.startswith(BATCH_PREFIX)}
+        epochs = {name: value for name, value in metrics.items() if name not in batches}
+        super().log_metrics(batches, step)
+        super().log_metrics(epochs, step if epoch is None else int(epoch))
+
+    def log_hyperparams(self, params: dict[str, Any], *_: Any, **__: Any) -> None:  # type: ignore[override]
+        # TensorBoard shows only metrics that were announced together with the hyperparameters.
+        super().log_hyperparams(params, dict.fromkeys(_FINAL_METRICS, 0.0))
+
+    def log_final(self, metrics: dict[str, float]) -> None:
+        """Give the announced metrics their values, from the names that the model logs."""
+        for shown, logged in _FINAL_METRICS.items():
+            if logged in metrics:
+                super().log_metrics({shown: metrics[logged]}, 0)
+
+    def save(self) -> None:
+        # Lightning would repeat the hyperparameters in a file; config.yaml has them all.
+        self.experiment.flush()
+
+
+def run_name(options: RunOptions, configs: Sequence[Path]) -> str:
+    """Name the run: as told, or after the first configuration file (`runs/<name>/version_<n>/config.yaml`: `<name>`).
+
+    Args:
+        options: What the user said.
+        configs: Configuration files in their order.
+    """
+    if options.name is not None:
+        return options.name
+    if not configs:
+        return "default"
+    first = configs[0]
+    folder = first.absolute().parent
+    return folder.parent.name if folder.name.startswith(_VERSION) else first.stem
+
+
+def newest_run(root: Path, name: str) -> Path | None:
+    """Find the run directory with the highest version, None where there is none."""
+    versions = [path for path in (root / name).glob(f"{_VERSION}*") if path.name.removeprefix(_VERSION).isdigit()]
+    return max(versions, key=lambda path: int(path.name.removeprefix(_VERSION)), default=None)
+
+
+def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
+    """Turn `best`, `last` or a path into the path of a checkpoint that exists.
+
+    Raises:
+        UserError: There is no such file, or no such run.
+    """
+    if wanted not in ("best", "last"):
+        path = Path(wanted)
+        if not path.is_file():
+            raise UserError(f"no checkpoint '{path}'. Give a file, or 'best' or 'last' for the newest run.")
+        return path
+    run = newest_run(root, name)
+    if run is None:
+        raise UserError(f"no run in '{root / name}', so no '{wanted}' checkpoint. Start one with: fit --config …")
+    path = run / FOLDER / (BEST if wanted == "best" else LAST)
+    if not path.is_file():
+        raise UserError(f"the newest run has no '{path}'. Give the path of another run's checkpoint as --ckpt_path.")
+    return path
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Find the run directory that a checkpoint lies in, None if it lies elsewhere."""
+    folder = checkpoint.absolute().parent
+    inside = folder.name == FOLDER and folder.parent.name.startswith(_VERSION)
+    return folder.parent if inside else None

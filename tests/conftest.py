@@ -1,0 +1,46 @@
+"""Make every test independent of where it is started, of the network and of the machine's settings."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+WEIGHTS = "hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth"
+
+# Before anything imports torch or matplotlib; subprocesses inherit it.
+for name in ("THAW_DATA", "TORCH_HOME"):
+    if os.environ.get(name):
+        os.environ[name] = str(Path(os.environ[name]).resolve())  # still right after a test's chdir
+for name in ("http_proxy", "https_proxy"):
+    os.environ[name] = "http://127.0.0.1:9"  # nobody listens there: what needs the network fails at once
+os.environ["no_proxy"] = "127.0.0.1,localhost"
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # small networks: more threads only get in each other's way
+os.environ.pop("MPLBACKEND", None)  # the code must do without a display by itself
+
+
+@pytest.fixture(autouse=True)
+def _no_pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide pytest's own arguments: LightningCLI warns when `sys.argv` and `args` are both given."""
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
+
+
+def missing_data() -> str | None:
+    """Say what the tests marked `data` lack, or None."""
+    data, weights = os.environ.get("THAW_DATA"), os.environ.get("TORCH_HOME")
+    if not data or not weights:
+        return "needs THAW_DATA (holding cifar10-jpeg/) and TORCH_HOME (holding the weights)"
+    for split in ("train", "test"):
+        folder = Path(data, "cifar10-jpeg", split)
+        if next(folder.glob("*/*.jpg"), None) is None:
+            return f"no images in {folder}/<class>/ (THAW_DATA)"
+    if not Path(weights, WEIGHTS).is_file():
+        return f"no weights at {Path(weights, WEIGHTS)} (TORCH_HOME)"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = missing_data()
+    for item in items:
+        if reason and item.get_closest_marker("data"):
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,230 @@
+"""`CIFAR10` on a made-up archive in the official layout, served on the loopback interface."""
+
+import copyreg
+import hashlib
+import io
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision.datasets import CIFAR10 as Archive
+
+from src.data.sources import CIFAR10
+from src.errors import UserError
+
+TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def old_pickle(value: object) -> bytes:
+    """Pickle as the NumPy of 2009 did, which wrote a dtype's `align` as 0 and `copy` as 1."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=2)
+    pickler.dispatch_table = copyreg.dispatch_table.copy()
+    pickler.dispatch_table[type(np.dtype("u1"))] = lambda dtype: (np.dtype, ("u1", 0, 1), dtype.__reduce__()[2])
+    pickler.dump(value)
+    return buffer.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """Serve a folder's archive; `cut` ends the first responses after so many bytes."""
+
+    daemon_threads = True
+    content = b""
+    cut: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.ranges_asked: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{Archive.filename}"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked, content = self.headers["Range"], self.server.content
+        self.server.ranges_asked.append(asked)
+        start = int(asked[len("bytes=") : -1]) if asked else 0
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: self.server.cut])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def batches() -> dict[str, dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    return {
+        name: {"data": rng.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": rng.integers(0, 10, 4).tolist()}
+        for name in [*TRAIN, "test_batch"]
+    }
+
+
+@pytest.fixture
+def archive(batches: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Make the archive and tell torchvision its checksums."""
+    files = {name: old_pickle(batch) for name, batch in batches.items()}
+    files["batches.meta"] = old_pickle({"label_names": list(CIFAR10().classes)})
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{Archive.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    content = buffer.getvalue()
+    monkeypatch.setattr(Archive, "tgz_md5", md5(content))
+    monkeypatch.setattr(Archive, "train_list", [[name, md5(files[name])] for name in TRAIN])
+    monkeypatch.setattr(Archive, "test_list", [["test_batch", md5(files["test_batch"])]])
+    monkeypatch.setattr(Archive, "meta", {**Archive.meta, "md5": md5(files["batches.meta"])})
+    return content
+
+
+@pytest.fixture
+def server(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")
+    with Server() as server:
+        server.content = archive
+        thread = threading.Thread(target=partial(server.serve_forever, 0.01))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr(pickle, "loads", refuse)
+
+
+def test_whole_archive_loads_in_the_order_of_the_files(
+    server: Server, tmp_path: Path, batches: dict[str, dict[str, Any]]
+) -> None:
+    source = CIFAR10(str(tmp_path), server.url)
+    source.prepare()
+    images = source.load()
+    assert images.keys() == {"train", "test"}
+    for split, names in {"train": TRAIN, "test": ["test_batch"]}.items():
+        pixels, labels = images[split].pixels, images[split].labels
+        assert pixels.dtype == np.uint8 and labels.dtype == np.int64 and pixels.flags.c_contiguous
+        expected = np.concatenate([batches[name]["data"] for name in names]).reshape(-1, 3, 32, 32)
+        np.testing.assert_array_equal(pixels, expected)
+        assert labels.tolist() == [label for name in names for label in batches[name]["labels"]]
+        assert images[split].names is None
+
+
+def test_second_prepare_asks_for_nothing(server: Server, tmp_path: Path) -> None:
+    CIFAR10(str(tmp_path), server.url).prepare()
+    CIFAR10(str(tmp_path), server.url).prepare()
+    assert len(server.ranges_asked) == 1
+
+
+def test_official_address_is_the_default(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Archive, "url", server.url)
+    source = CIFAR10(str(tmp_path))
+    source.prepare()
+    assert len(source.load()["train"]) == 20
+
+
+def test_cut_download_continues_when_the_server_is_whole(
+    server: Server, tmp_path: Path, archive: bytes
+) -> None:
+    half = len(archive) // 2
+    (tmp_path / f"{Archive.filename}.part").write_bytes(archive[:half])
+    server.cut = 0
+    with pytest.raises(UserError, match="cut off"):
+        CIFAR10(str(tmp_path), server.url).prepare()
+    assert not (tmp_path / Archive.base_folder).exists()
+    server.cut = None
+    source = CIFAR10(str(tmp_path), server.url)
+    source.prepare()
+    assert server.ranges_asked == [f"bytes={half}-"] * 2
+    assert len(source.load()["test"]) == 4
+
+
+@pytest.mark.usefixtures("no_pickle")
+def test_tampered_archive_is_refused_before_it_is_opened(server: Server, tmp_path: Path) -> None:
+    server.content = server.content[:-1] + bytes([server.content[-1] ^ 1])
+    with pytest.raises(UserError, match="wrong checksum"):
+        CIFAR10(str(tmp_path), server.url).prepare()
+    assert not any(path.is_dir() or path.suffix in (".gz", ".part") for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match="damaged or missing"):
+        CIFAR10(str(tmp_path), server.url).load()
+
+
+@pytest.mark.usefixtures("no_pickle")
+def test_archive_with_a_wrong_member_leaves_no_folder(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Archive, "test_list", [["test_batch", md5(b"something else")]])
+    with pytest.raises(UserError, match="holds a damaged test_batch"):
+        CIFAR10(str(tmp_path), server.url).prepare()
+    assert [path.name for path in tmp_path.iterdir()] == [Archive.filename]
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_tampered_file_is_refused_and_mended_from_the_archive(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    source = CIFAR10(str(tmp_path), server.url)
+    source.prepare()
+    tampered = tmp_path / Archive.base_folder / name
+    tampered.write_bytes(b"tampered")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"{name} is damaged or missing"):
+        loads: list[object] = []
+        original = pickle.load
+        patch.setattr(pickle, "load", lambda file, **kwargs: loads.append(file.name) or original(file, **kwargs))
+        source.load()
+    assert str(tampered) not in loads
+    source.prepare()
+    assert len(source.load()["train"]) == 20
+    assert len(server.ranges_asked) == 1
+
+
+def test_damaged_files_without_network_are_named(server: Server, tmp_path: Path) -> None:
+    source = CIFAR10(str(tmp_path), server.url)
+    source.prepare()
+    (tmp_path / Archive.filename).unlink()
+    (tmp_path / Archive.base_folder / "data_batch_2").write_bytes(b"tampered")
+    offline = CIFAR10(str(tmp_path), (tmp_path / "nowhere.tar.gz").as_uri())
+    with pytest.raises(UserError, match="data_batch_2 is damaged .* cannot be replaced: .*sample.yaml.*folder.yaml"):
+        offline.prepare()
+
+
+def test_many_at_once_download_once(server: Server, tmp_path: Path) -> None:
+    sources = [CIFAR10(str(tmp_path), server.url) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(CIFAR10.prepare, sources))
+    assert len(server.ranges_asked) == 1
+    assert {len(source.load()["train"]) for source in sources} == {20}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [Archive.base_folder, Archive.filename]
+
+
+@pytest.mark.usefixtures("no_pickle")
+def test_classes_need_no_files() -> None:
+    assert CIFAR10("nowhere").classes[::9] == ("airplane", "truck")

@@ -1,0 +1,262 @@
+"""`ImageFolder` on small folders of every kind of image."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.sources import ImageFolder, folder
+from src.errors import UserError
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def write(path: Path, colour: tuple[int, ...] = RED, size: int = 32, mode: str = "RGB", **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (size, size), colour).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes, three training images and one test image, all PNG."""
+    root = tmp_path / "images"
+    write(root / "train" / "dog" / "a.png", BLUE)
+    write(root / "train" / "cat" / "b.png")
+    write(root / "train" / "cat" / "a.png")
+    write(root / "test" / "dog" / "a.png", BLUE)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    return tmp_path / "user"
+
+
+def load(root: Path, size: int = 32) -> dict[str, Any]:
+    source = ImageFolder(str(root), size)
+    source.prepare()
+    return source.load()
+
+
+def cached(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / folder.CACHE).iterdir())
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the name of every file that is decoded."""
+    names: list[str] = []
+    original = folder._decode
+    monkeypatch.setattr(folder, "_decode", lambda path, size: names.append(path.name) or original(path, size))
+    return names
+
+
+def test_images_come_by_class_then_path(root: Path) -> None:
+    write(root / "train" / "cat" / "Z" / "deep" / "c.JPG", BLUE)
+    for hidden in (".hidden.png", ".folder/x.png", "notes.txt"):
+        path = root / "train" / "cat" / hidden
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    (root / "train" / ".hidden").mkdir()
+    images = load(root)
+    train = images["train"]
+    assert ImageFolder(str(root)).classes == ("cat", "dog")
+    assert train.names == [
+        "train/cat/Z/deep/c.JPG", "train/cat/a.png", "train/cat/b.png", "train/dog/a.png",
+    ]  # fmt: skip
+    assert train.labels.tolist() == [0, 0, 0, 1] and train.labels.dtype == np.int64
+    assert train.pixels.shape == (4, 3, 32, 32) and train.pixels.dtype == np.uint8
+    assert train.pixels.flags.c_contiguous
+    assert train.pixels[1, :, 0, 0].tolist() == [255, 0, 0]
+    assert images["test"].labels.tolist() == [1]
+
+
+def test_splits_are_those_that_exist(root: Path) -> None:
+    write(root / "val" / "cat" / "a.png")
+    (root / "test").rename(root / "unused")
+    assert load(root).keys() == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGBA", (0, 0, 255, 255), (0, 0, 255)),
+        ("RGBA", (0, 0, 255, 0), (255, 255, 255)),
+        ("LA", (9, 255), (9, 9, 9)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("I;16", 77 * 256, (77, 77, 77)),
+        ("P", 0, (0, 0, 0)),
+    ],
+)
+def test_every_mode_becomes_rgb(root: Path, mode: str, colour: Any, expected: tuple[int, ...]) -> None:
+    write(root / "train" / "cat" / "a.png", colour, mode=mode)
+    assert tuple(load(root)["train"].pixels[0, :, 5, 5]) == expected
+
+
+def test_transparent_palette_is_laid_over_white(root: Path) -> None:
+    write(root / "train" / "cat" / "a.png", 0, mode="P", transparency=b"\x00")
+    assert tuple(load(root)["train"].pixels[0, :, 5, 5]) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "webp", "bmp", "Png"])
+def test_every_format_is_read(root: Path, suffix: str) -> None:
+    write(root / "train" / "cat" / f"0.{suffix}", BLUE)
+    assert load(root)["train"].pixels[0, 2].min() > 240
+
+
+def test_exif_turns_the_image_upright(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    left_half = np.zeros((32, 32, 3), dtype=np.uint8)
+    left_half[:, :16] = 255
+    Image.fromarray(left_half).save(root / "train" / "cat" / "a.png", exif=exif)
+    pixels = load(root)["train"].pixels[0, 0]
+    assert pixels[:16].min() == 255 and pixels[16:].max() == 0
+
+
+def test_right_size_keeps_pixels_and_other_sizes_are_antialiased(root: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "train" / "cat" / "a.png")
+    chessboard = np.indices((64, 96)).sum(0) % 2 * np.uint8(255)
+    Image.fromarray(chessboard.astype(np.uint8)).save(root / "train" / "cat" / "b.png")
+    pixels = load(root)["train"].pixels
+    np.testing.assert_array_equal(pixels[0], noise.transpose(2, 0, 1))
+    assert abs(pixels[1].astype(int) - 127).max() < 40
+    assert load(root, size=8)["train"].pixels.shape == (3, 3, 8, 8)
+
+
+def test_second_prepare_decodes_nothing(root: Path, decoded: list[str]) -> None:
+    first = load(root)
+    assert len(decoded) == 4
+    again = load(root)
+    assert len(decoded) == 4
+    np.testing.assert_array_equal(first["train"].pixels, again["train"].pixels)
+
+
+def test_changed_files_are_decoded_again_and_the_old_cache_goes(root: Path, decoded: list[str]) -> None:
+    load(root, size=16)
+    load(root)
+    before = cached(root)
+    path = root / "train" / "cat" / "a.png"
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    decoded.clear()
+    write(root / "train" / "dog" / "new.png")
+    assert len(load(root)["train"]) == 4
+    assert sorted(decoded) == ["a.png", "a.png", "b.png", "new.png"]  # the test split is as it was
+    after = cached(root)
+    assert len(after) == len(before) == 4
+    assert [name for name in before if name not in after] == [name for name in before if "train-32" in name]
+
+
+def test_changed_time_alone_is_a_change(root: Path, decoded: list[str]) -> None:
+    load(root)
+    path = root / "test" / "dog" / "a.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    decoded.clear()
+    load(root)
+    assert decoded == ["a.png"]
+
+
+def test_cache_goes_to_the_user_folder_when_the_root_cannot_be_written(
+    root: Path, user_cache: Path, decoded: list[str]
+) -> None:
+    (root / folder.CACHE).write_text("a file where the folder should be")
+    assert len(load(root)["train"]) == 3
+    assert len(load(root)["train"]) == 3
+    assert len(decoded) == 4
+    assert len(list(user_cache.rglob("*.npy"))) == 2
+
+
+def test_nowhere_to_write_is_an_error_of_one_line(root: Path, user_cache: Path) -> None:
+    (root / folder.CACHE).write_text("")
+    user_cache.write_text("")
+    with pytest.raises(UserError, match="cannot be stored in .* or .*make one writable"):
+        load(root)
+
+
+def test_failed_write_leaves_no_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_disk(file: Any, array: np.ndarray) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", fill_the_disk)
+    with pytest.raises(UserError, match="No space left"):
+        load(root)
+    assert cached(root) == []
+
+
+def test_load_without_prepare_is_an_error(root: Path) -> None:
+    with pytest.raises(UserError, match="has not been decoded"):
+        ImageFolder(str(root)).load()
+
+
+def test_all_unreadable_files_are_named_at_once(root: Path) -> None:
+    whole = (root / "train" / "cat" / "a.png").read_bytes()
+    (root / "train" / "cat" / "a.png").write_bytes(whole[: len(whole) // 2])
+    (root / "train" / "cat" / "link.png").symlink_to("nowhere.png")
+    for number in range(10):
+        (root / "test" / "dog" / f"{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError) as refusal:
+        load(root)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert all(name in message for name in ("train/cat/a.png", "train/cat/link.png", "test/dog/7.jpg"))
+    assert message.endswith("and 2 more") and "8.jpg" not in message
+
+
+def empty_root(root: Path) -> None:
+    for path in sorted(root.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["cat", "dog"], "has no folder train/"),
+        (["train", "test/cat"], "has no class folders"),
+        (["train/cat"], "has only the class folder 'cat'"),
+        (["train/cat", "train/dog/nested"], "train has class folders without images: cat, dog"),
+    ],
+)
+def test_wrong_layout_is_told_in_one_line(root: Path, folders: list[str], message: str) -> None:
+    empty_root(root)
+    for name in folders:
+        (root / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=message) as refusal:
+        _ = ImageFolder(str(root)).classes
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder .*nowhere"):
+        _ = ImageFolder(str(tmp_path / "nowhere")).classes
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_class_that_train_lacks_is_named(root: Path, split: str) -> None:
+    write(root / split / "horse" / "a.png")
+    with pytest.raises(UserError, match=f"{split} has classes unknown to train/: horse"):
+        _ = ImageFolder(str(root)).classes
+
+
+def test_empty_test_split_is_an_error(root: Path) -> None:
+    (root / "val").mkdir()
+    with pytest.raises(UserError, match="val has no class folders"):
+        _ = ImageFolder(str(root)).classes
+
+
+def test_checks_decode_nothing(root: Path, decoded: list[str]) -> None:
+    assert ImageFolder(str(root)).classes == ("cat", "dog")
+    assert decoded == [] and not (root / folder.CACHE).exists()
+
+
+def test_image_size_must_be_positive() -> None:
+    with pytest.raises(UserError, match="image_size is 0"):
+        ImageFolder("anywhere", 0)
