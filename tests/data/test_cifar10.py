@@ -8,8 +8,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,14 @@ def old_pickle(value: object) -> bytes:
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, protocol=2)
     pickler.dispatch_table = copyreg.dispatch_table.copy()
-    pickler.dispatch_table[type(np.dtype("u1"))] = lambda dtype: (np.dtype, ("u1", 0, 1), dtype.__reduce__()[2])
+    state = np.dtype("u1").__reduce__()[2]
+    pickler.dispatch_table[type(np.dtype("u1"))] = lambda dtype: (np.dtype, ("u1", 0, 1), state)
     pickler.dump(value)
     return buffer.getvalue()
 
 
 class Server(ThreadingHTTPServer):
-    """Serve a folder's archive; `cut` ends the first responses after so many bytes."""
+    """Serve `content`, the archive; `cut` ends a response after so many bytes."""
 
     daemon_threads = True
     content = b""
@@ -53,7 +53,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{Archive.filename}"
 
 
-class Handler(SimpleHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
@@ -74,10 +74,10 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def batches() -> dict[str, dict[str, Any]]:
     rng = np.random.default_rng(0)
-    return {
-        name: {"data": rng.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": rng.integers(0, 10, 4).tolist()}
-        for name in [*TRAIN, "test_batch"]
-    }
+    names = [*TRAIN, "test_batch"]
+    pixels = rng.integers(0, 256, (len(names), 4, 3072), dtype=np.uint8)
+    labels = rng.integers(0, 10, (len(names), 4)).tolist()
+    return {name: {"data": pixels[i], "labels": labels[i]} for i, name in enumerate(names)}
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def server(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
     with Server() as server:
         server.content = archive
-        thread = threading.Thread(target=partial(server.serve_forever, 0.01))
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
@@ -129,7 +129,9 @@ def test_whole_archive_loads_in_the_order_of_the_files(
     assert images.keys() == {"train", "test"}
     for split, names in {"train": TRAIN, "test": ["test_batch"]}.items():
         pixels, labels = images[split].pixels, images[split].labels
-        assert pixels.dtype == np.uint8 and labels.dtype == np.int64 and pixels.flags.c_contiguous
+        assert pixels.dtype == np.uint8
+        assert labels.dtype == np.int64
+        assert pixels.flags.c_contiguous
         expected = np.concatenate([batches[name]["data"] for name in names]).reshape(-1, 3, 32, 32)
         np.testing.assert_array_equal(pixels, expected)
         assert labels.tolist() == [label for name in names for label in batches[name]["labels"]]
@@ -138,6 +140,7 @@ def test_whole_archive_loads_in_the_order_of_the_files(
 
 def test_second_prepare_asks_for_nothing(server: Server, tmp_path: Path) -> None:
     CIFAR10(str(tmp_path), server.url).prepare()
+    (tmp_path / Archive.filename).unlink()  # as one does to save space
     CIFAR10(str(tmp_path), server.url).prepare()
     assert len(server.ranges_asked) == 1
 
@@ -195,12 +198,18 @@ def test_tampered_file_is_refused_and_mended_from_the_archive(
     source.prepare()
     tampered = tmp_path / Archive.base_folder / name
     tampered.write_bytes(b"tampered")
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"{name} is damaged or missing"):
-        loads: list[object] = []
-        original = pickle.load
-        patch.setattr(pickle, "load", lambda file, **kwargs: loads.append(file.name) or original(file, **kwargs))
-        source.load()
-    assert str(tampered) not in loads
+    unpickled = []
+    unpickle = pickle.load
+
+    def record(file: Any, **options: Any) -> object:
+        unpickled.append(Path(file.name))
+        return unpickle(file, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pickle, "load", record)
+        with pytest.raises(UserError, match=f"{name} is damaged or missing"):
+            source.load()
+    assert tampered not in unpickled
     source.prepare()
     assert len(source.load()["train"]) == 20
     assert len(server.ranges_asked) == 1
@@ -212,7 +221,7 @@ def test_damaged_files_without_network_are_named(server: Server, tmp_path: Path)
     (tmp_path / Archive.filename).unlink()
     (tmp_path / Archive.base_folder / "data_batch_2").write_bytes(b"tampered")
     offline = CIFAR10(str(tmp_path), (tmp_path / "nowhere.tar.gz").as_uri())
-    with pytest.raises(UserError, match="data_batch_2 is damaged .* cannot be replaced: .*sample.yaml.*folder.yaml"):
+    with pytest.raises(UserError, match=r"data_batch_2 is damaged .*sample\.yaml.*folder\.yaml"):
         offline.prepare()
 
 

@@ -140,7 +140,7 @@ def _list(root: Path) -> _Listing:
 def _list_split(root: Path, split: str, classes: list[str]) -> list[_File]:
     present = _subfolders(root / split)
     if unknown := sorted(set(present) - set(classes)):
-        raise UserError(f"{root / split} has classes unknown to train/: {_shorten(unknown)}; rename or remove")
+        raise UserError(f"{root / split} has classes unknown to train: {_shorten(unknown)}; rename or remove")
     by_class = {name: _list_class(root, split, name, classes.index(name)) for name in present}
     if empty := [name for name, files in by_class.items() if not files]:
         raise UserError(f"{root / split} has class folders without images: {_shorten(empty)}; fill or remove")
@@ -230,7 +230,7 @@ def _decode(path: Path, size: int) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+    if image.mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
