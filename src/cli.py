@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import yaml
@@ -28,7 +27,7 @@ from src.data.datamodule import ImageDataModule
 from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
-from src.run_directory import RunLogger, RunOptions, find_checkpoint, newest_run, run_name, run_of
+from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
 USAGE = "python -m src.cli fit --config configs/last4.yaml"
@@ -73,7 +72,8 @@ class ThawCLI(LightningCLI):
         parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(args)
+        # Lightning would warn that a list of words was given although the process has words of its own.
+        self.config = parser.parse_args(cast(Sequence[str], args))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it: Lightning would put the checkpoint's values above it."""
@@ -119,9 +119,9 @@ class ThawCLI(LightningCLI):
             self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
 
     def after_fit(self) -> None:
-        if self.trainer.fast_dev_run:
+        if self.config_init[self.subcommand].trainer.fast_dev_run:
             return
-        best = next(callback for callback in self.trainer.callbacks if isinstance(callback, ModelCheckpoint))
+        best = next(c for c in self.trainer_defaults["callbacks"] if isinstance(c, ModelCheckpoint))
         metrics = {"val/acc": float(best.best_model_score)} if best.best_model_score is not None else {}
         if self.options.test_after_fit and "test" in self.datamodule.datasets:
             metrics |= self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path, verbose=False)[0]

@@ -201,9 +201,7 @@ class _Download:
         state = "has the wrong checksum" if self.path.exists() else "is not there"
         if arrived := self._arrived():
             state += f" ({arrived:,} bytes of it are kept in {self.part.name} to continue from)"
-        return UserError(
-            f"{self.path} {state} and {self.url} cannot be had: {reason}; offline: {self.offline_hint}"
-        )
+        return UserError(f"{self.path} {state} and {self.url} cannot be had: {reason}; offline: {self.offline_hint}")
 
 
 def _first_byte(response: Any) -> int:

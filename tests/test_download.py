@@ -94,9 +94,7 @@ def test_file_with_the_right_checksum_is_not_asked_for(server: Server, tmp_path:
 
 
 @pytest.mark.parametrize("checksum", [{"md5": MD5}, {"sha256_prefix": SHA256[:8].upper()}])
-def test_file_with_a_wrong_checksum_is_replaced(
-    server: Server, tmp_path: Path, checksum: dict[str, str]
-) -> None:
+def test_file_with_a_wrong_checksum_is_replaced(server: Server, tmp_path: Path, checksum: dict[str, str]) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"damaged")
     fetch(server.url, path, **checksum, offline_hint="")
@@ -130,9 +128,7 @@ def test_transfer_without_progress_is_not_repeated(server: Server, tmp_path: Pat
 
 
 @pytest.mark.parametrize("piece", [CONTENT[:1000], b"x" * len(CONTENT), b"x" * (len(CONTENT) + 1)])
-def test_server_that_cannot_continue_sends_the_file_anew(
-    server: Server, tmp_path: Path, piece: bytes
-) -> None:
+def test_server_that_cannot_continue_sends_the_file_anew(server: Server, tmp_path: Path, piece: bytes) -> None:
     server.ranges = len(piece) >= len(CONTENT)  # then it answers 416
     path = tmp_path / "file.bin"
     part_of(path).write_bytes(piece)
@@ -172,9 +168,7 @@ def test_many_at_once_download_once(server: Server, tmp_path: Path) -> None:
     assert len(server.ranges_asked) == 1
 
 
-def test_no_server_names_path_url_and_what_works_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_server_names_path_url_and_what_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -197,9 +191,7 @@ def test_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             fetch(url, tmp_path / "file.bin", offline_hint="")
 
 
-def test_server_that_stalls_in_the_middle_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_stalls_in_the_middle_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     path = tmp_path / "file.bin"

@@ -28,9 +28,7 @@ CONSTRAINTS = [
 def make(*args: str) -> str:
     """Run GNU make in the checkout, as if not inside another make, and return what it prints."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(
-        ["make", *args], cwd=ROOT, env=env, text=True, capture_output=True, check=True
-    ).stdout
+    return subprocess.run(["make", *args], cwd=ROOT, env=env, text=True, capture_output=True, check=True).stdout
 
 
 def tracked_files() -> list[Path]:

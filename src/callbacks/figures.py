@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
@@ -40,8 +40,9 @@ class FirstBatch(Callback):
 def show(trainer: Trainer, tag: str, figure: Figure, path: Path) -> None:
     """Put a figure into the run directory and into TensorBoard."""
     write_png(figure, path)
-    if trainer.logger is not None:
-        trainer.logger.experiment.add_figure(tag, figure, trainer.current_epoch, close=False)
+    logger: Any = trainer.logger
+    if logger is not None:
+        logger.experiment.add_figure(tag, figure, trainer.current_epoch, close=False)
 
 
 def new_figure(width: float, height: float) -> Figure:

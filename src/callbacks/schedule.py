@@ -49,9 +49,7 @@ def _count_layers(layers: int | str) -> int:
         return len(LAYERS)
     if isinstance(layers, str):
         if layers not in LAYERS:
-            raise UserError(
-                f"unfreezing.stages names the layer '{layers}': there are {', '.join(LAYERS)}, and 'all'."
-            )
+            raise UserError(f"unfreezing.stages names the layer '{layers}': there are {', '.join(LAYERS)}, and 'all'.")
         return len(LAYERS) - LAYERS.index(layers)
     if not 0 <= layers <= len(LAYERS):
         raise UserError(f"unfreezing.stages wants {layers} trainable layers: VGG16 has 0 (head only) to {len(LAYERS)}.")
@@ -104,9 +102,7 @@ class Rates:
     decay: Decay = "constant"
     warmup_epochs: float = 0.0
 
-    def at(
-        self, layers: Mapping[int, int], number: int, epoch: int, step: int, steps: int, max_epochs: int
-    ) -> float:
+    def at(self, layers: Mapping[int, int], number: int, epoch: int, step: int, steps: int, max_epochs: int) -> float:
         """Give the rate of a layer at one step; 0 while it is frozen.
 
         Args:

@@ -18,7 +18,8 @@ class Summary(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
-        unfreezing = next(callback for callback in trainer.callbacks if isinstance(callback, StagedUnfreezing))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        unfreezing = next(callback for callback in callbacks if isinstance(callback, StagedUnfreezing))
         layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
         print(layer_table(pl_module, layers), end="\n\n")
         steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
@@ -91,5 +92,3 @@ def _count(module) -> int:  # type: ignore[no-untyped-def]
 def _suffix_parameters(model: TransferClassifier, layers: int) -> int:
     frozen = model.backbone.prefix_parameters(HEAD_NUMBER - layers)
     return _count(model.backbone) - sum(parameter.numel() for parameter in frozen)
-
-

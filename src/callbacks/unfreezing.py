@@ -47,9 +47,7 @@ class StagedUnfreezing(Callback):
 
     def rates(self, optimizer: torch.optim.Optimizer) -> Rates:
         """Give the rates that follow from the configuration and the optimizer's own rate."""
-        return Rates(
-            optimizer.defaults["lr"], self.stage_rates, self.block_factor, self.decay, self.warmup_epochs
-        )
+        return Rates(optimizer.defaults["lr"], self.stage_rates, self.block_factor, self.decay, self.warmup_epochs)
 
     def rate(self, trainer: Trainer, layer: str, step: int = 0) -> float:
         """Give the rate of a layer at a step of the current epoch."""

@@ -186,7 +186,6 @@ class ImageDataModule(LightningDataModule):
             inputs = F.interpolate(inputs, size=(self.input_size, self.input_size), mode="bilinear")
         return inputs
 
-
     def pixels(self, inputs: Tensor) -> Tensor:
         """Turn network input back into pixels from 0 to 255, at the size that the network sees."""
         mean, std = self.statistics.to(inputs.device, torch.float32).view(2, 1, 3, 1, 1)
@@ -199,7 +198,7 @@ def _loader(dataset: ArrayDataset, batches: TrainBatches | EvalBatches) -> DataL
         dataset,
         sampler=cast(Any, batches),
         batch_size=None,
-        collate_fn=_identity,
+        collate_fn=cast(Any, _identity),
         pin_memory=torch.cuda.is_available(),
     )
 

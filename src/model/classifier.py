@@ -154,7 +154,7 @@ class TransferClassifier(LightningModule):
             Groups from the bottom layer up, then the head; each with its layer's name under `layer`.
         """
         named = [(name, layer) for name, layer in self.backbone.named_children()] + [(HEAD, self.head)]
-        groups = []
+        groups: list[dict[str, Any]] = []
         for name, layer in named:
             parameters = list(layer.parameters())
             decayed = [parameter for parameter in parameters if parameter.ndim > 1]

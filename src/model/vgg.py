@@ -60,7 +60,7 @@ class ConvReLU(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(super().forward(input), inplace=True)
@@ -188,9 +188,12 @@ def _torchvision_numbers() -> list[int]:
 def _download(name: str) -> Path:
     url = _PUBLISHED[name].url
     file = url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if path.is_file():  # as torchvision does: a download is checked, a file that somebody put there is not
+        return path
     return fetch(
         url,
-        Path(torch.hub.get_dir()) / "checkpoints" / file,
+        path,
         sha256_prefix=file.removesuffix(".pth").rpartition("-")[2],
         offline_hint=(
             "put the file there (TORCH_HOME chooses the folder), or start from random weights: "

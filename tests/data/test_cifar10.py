@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -138,6 +139,22 @@ def test_whole_archive_loads_in_the_order_of_the_files(
         assert images[split].names is None
 
 
+def test_complaint_of_some_numpy_versions_is_not_passed_on(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = CIFAR10(str(tmp_path), server.url)
+    source.prepare()
+    unpickle = pickle.load
+
+    def complain(file: Any, **options: Any) -> object:
+        message = "dtype(): align should be passed as Python or NumPy boolean but got `align=0`."
+        warnings.warn(message, np.exceptions.VisibleDeprecationWarning, stacklevel=2)
+        return unpickle(file, **options)
+
+    monkeypatch.setattr(pickle, "load", complain)
+    assert len(source.load()["test"]) == 4
+
+
 def test_second_prepare_asks_for_nothing(server: Server, tmp_path: Path) -> None:
     CIFAR10(str(tmp_path), server.url).prepare()
     (tmp_path / Archive.filename).unlink()  # as one does to save space
@@ -145,18 +162,14 @@ def test_second_prepare_asks_for_nothing(server: Server, tmp_path: Path) -> None
     assert len(server.ranges_asked) == 1
 
 
-def test_official_address_is_the_default(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_official_address_is_the_default(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Archive, "url", server.url)
     source = CIFAR10(str(tmp_path))
     source.prepare()
     assert len(source.load()["train"]) == 20
 
 
-def test_cut_download_continues_when_the_server_is_whole(
-    server: Server, tmp_path: Path, archive: bytes
-) -> None:
+def test_cut_download_continues_when_the_server_is_whole(server: Server, tmp_path: Path, archive: bytes) -> None:
     half = len(archive) // 2
     (tmp_path / f"{Archive.filename}.part").write_bytes(archive[:half])
     server.cut = 0

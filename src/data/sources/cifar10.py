@@ -60,7 +60,7 @@ class CIFAR10(Source):
         splits = {}
         for split in ("train", "test"):
             with warnings.catch_warnings():
-                # The files were pickled by a NumPy of 2009, which wrote `align` as an integer.
+                # The files were pickled by a NumPy of 2009; NumPy 2.4.0 to 2.4.4 complain (numpy#31177).
                 warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
                 try:
                     archive = Archive(self.root, train=split == "train")
