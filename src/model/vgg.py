@@ -60,7 +60,7 @@ class ConvReLU(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(super().forward(input), inplace=True)
@@ -80,7 +80,7 @@ class VGGBackbone(nn.Sequential):
                 self.add_module(name, ConvReLU(in_channels, out_channels))
                 in_channels = out_channels
 
-    def forward(self, x: Tensor, first: int = 0, last: int = len(LAYERS)) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, first: int = 0, last: int = len(LAYERS)) -> Tensor:
         """Run the layers first, first + 1, …, last - 1.
 
         Args:
