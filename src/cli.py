@@ -20,6 +20,8 @@ from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
 from src.callbacks.figures import FirstBatch
 from src.callbacks.history import History
 from src.callbacks.predictions import PredictionWriter
+from src.callbacks.seeding import StepSeed
+from src.callbacks.stopping import GracefulStop, Stopped
 from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
@@ -42,11 +44,18 @@ class ThawParser(LightningArgumentParser):
     """Report mistakes in one line instead of a usage text."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a class's own parser: whoever called it adds where this happened
+            super().error(message, ex)
         raise UserError(_one_line(message)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
     """Write the resolved configuration of a training, and show it in TensorBoard's HParams tab."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        config.ckpt_path = None  # who repeats the run with this file wants a new one
+        super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -102,11 +111,13 @@ class ThawCLI(LightningCLI):
         return RunLogger(self.options.root, self.name, default_hp_metric=False)
 
     def _callbacks(self, config: Namespace) -> list[Callback]:
-        callbacks: list[Callback] = [Summary(), Throughput()]
+        seed = self.config_init[self.subcommand].seed_everything
+        callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(seed)]
         if config.enable_progress_bar:
             callbacks.append(TQDMProgressBar(refresh_rate=20))
         if not config.fast_dev_run:
-            callbacks += [FirstBatch(), PredictionWriter(), History(not config.enable_progress_bar), *checkpoints()]
+            callbacks += [FirstBatch(), PredictionWriter(), History(not config.enable_progress_bar)]
+            callbacks += [*checkpoints(), GracefulStop()]
         return callbacks
 
     def before_fit(self) -> None:
@@ -145,8 +156,9 @@ class ThawCLI(LightningCLI):
 
     def _report(self, metrics: dict[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "batch" not in name)
-        print(f"\n{shown or self.subcommand}: everything of this run is in {self.trainer.log_dir}")
-        files = sorted(path.name for path in Path(str(self.trainer.log_dir)).iterdir() if path.suffix in _SHOWN)
+        folder = Path(self.trainer.logger.log_dir)  # the trainer's log_dir would wait for the other processes
+        print(f"\n{shown or self.subcommand}: everything of this run is in {folder}")
+        files = sorted(path.name for path in folder.iterdir() if path.suffix in _SHOWN)
         print("  " + ", ".join(files), flush=True)
 
 
@@ -208,6 +220,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class StagedUnfreezing(Callback):
         self.block_factor = block_factor
         self.decay: Decay = decay
         self.warmup_epochs = warmup_epochs
+        self.verified = False  # whether the first step of the current stage reached all that should train
         _check(self.stage_rates, block_factor, warmup_epochs)
 
     def rates(self, optimizer: torch.optim.Optimizer) -> Rates:
@@ -78,6 +79,7 @@ class StagedUnfreezing(Callback):
         if unchanged:
             return
         model.trainable_layers = layers
+        self.verified = False
         for optimizer in trainer.optimizers:
             for parameter in frozen:
                 optimizer.state.pop(parameter, None)  # memory, and a second thaw starts without stale momentum
@@ -87,6 +89,16 @@ class StagedUnfreezing(Callback):
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(trainer, group["layer"], batch_idx)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.verified:
+            return
+        self.verified = True
+        lost = [name for name, p in pl_module.named_parameters() if p.requires_grad and p.grad is None]
+        if lost:
+            raise RuntimeError(f"these parameters should train, but got no gradient: {', '.join(lost)}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)

@@ -182,7 +182,8 @@ def _sample(images: Tensor, rows: Tensor, columns: Tensor, draws: Draws) -> Tens
     grid = images.new_empty((len(images), height, width, 2), dtype=torch.float32)
     torch.add(sine * down * (2 / width), cosine * right * (2 / width), out=grid[..., 0])
     torch.sub(cosine * down * (2 / height), sine * right * (2 / height), out=grid[..., 1])
-    return grid_sample(images.to(torch.float32), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    pixels = images.to(torch.float32)
+    return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _cut_out(images: Tensor, originals: Tensor, draws: Draws, side: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -144,9 +144,8 @@ class ImageDataModule(LightningDataModule):
         self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 
     def train_dataloader(self) -> DataLoader:
-        rank, world_size = self._place()
         dataset = self.datasets["train"]
-        return _loader(dataset, TrainBatches(len(dataset), self.batch_size, self.seed, rank, world_size))
+        return BatchLoader(dataset, TrainBatches(len(dataset), self.batch_size, self.seed, *self._place()))
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -161,7 +160,7 @@ class ImageDataModule(LightningDataModule):
         if split not in self.datasets:
             raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
         dataset = self.datasets[split]
-        return _loader(dataset, EvalBatches(len(dataset), self.batch_size, *self._place()))
+        return BatchLoader(dataset, EvalBatches(len(dataset), self.batch_size, *self._place()))
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -192,15 +191,37 @@ class ImageDataModule(LightningDataModule):
         return inputs * std + mean
 
 
-def _loader(dataset: ArrayDataset, batches: TrainBatches | EvalBatches) -> DataLoader:
-    # batch_size=None: the sampler's items are whole batches of positions, and Lightning finds its set_epoch.
-    return DataLoader(
-        dataset,
-        sampler=cast(Any, batches),
-        batch_size=None,
-        collate_fn=cast(Any, _identity),
-        pin_memory=torch.cuda.is_available(),
-    )
+class BatchLoader(DataLoader):
+    """Load whole batches, and continue a training epoch at the batch where a checkpoint left it.
+
+    Lightning keeps the state of any loader that has one.
+    """
+
+    def __init__(self, dataset: ArrayDataset, batches: TrainBatches | EvalBatches) -> None:
+        super().__init__(
+            dataset,
+            sampler=cast(Any, batches),
+            batch_size=None,  # the sampler's items are whole batches of positions
+            collate_fn=cast(Any, _identity),
+            pin_memory=torch.cuda.is_available(),
+        )
+        self.batches = batches
+        self.served = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        iterator = super().__iter__()
+        self.served = self.batches.skipping if isinstance(self.batches, TrainBatches) else 0
+        for batch in iterator:
+            self.served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Tell how many batches of the current epoch have been handed out, 0 if all."""
+        return {"served": self.served % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        assert isinstance(self.batches, TrainBatches)
+        self.batches.skip(state_dict["served"])
 
 
 def _identity(batch: Batch) -> Batch:

@@ -48,12 +48,7 @@ class TrainBatches(Sampler[np.ndarray]):
         self.epoch = 0
         self._n = n
         self._seed = seed
-        self._skip = 0
-
-    @property
-    def sampler(self) -> "TrainBatches":
-        """Itself, because Lightning calls `set_epoch` on `loader.batch_sampler.sampler` only."""
-        return self
+        self.skipping = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration takes."""
@@ -67,7 +62,7 @@ class TrainBatches(Sampler[np.ndarray]):
         """
         if not 0 <= batches <= len(self):
             raise ValueError(f"cannot skip {batches} of {len(self)} batches")
-        self._skip = batches
+        self.skipping = batches
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch, whatever is skipped."""
@@ -75,9 +70,12 @@ class TrainBatches(Sampler[np.ndarray]):
         return whole + (rest // self.world_size >= _MIN_TRAIN_BATCH)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        first, self._skip = self._skip, 0
+        # A generator, because a DataLoader with workers makes two iterators and draws from the second only:
+        # what is to be skipped must not be spent before the first batch.
+        first, self.skipping = self.skipping, 0
         order = _shuffled(self._n, self._seed, self.epoch)
-        return (self._slice(order, batch) for batch in range(first, len(self)))
+        for batch in range(first, len(self)):
+            yield self._slice(order, batch)
 
     def _slice(self, order: np.ndarray, batch: int) -> np.ndarray:
         """Return this process's part of one global batch."""

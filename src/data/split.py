@@ -31,8 +31,8 @@ def train_val_split(n: int, val_fraction: float, seed: int) -> tuple[np.ndarray,
     val_size = math.ceil(val_fraction * n)
     if not 0 < val_size < n:
         raise UserError(
-            f"val_fraction={val_fraction} splits {n} images into {n - val_size} + {val_size} to validate; "
-            "neither may be empty. Choose another fraction or add images."
+            f"val_fraction={val_fraction} of {n} images leaves {n - val_size} for training, {val_size} for "
+            "validation; each needs at least one. Choose another fraction or add images."
         )
     order = np.random.RandomState(seed).permutation(n).astype(np.int64)
     return order[val_size:], order[:val_size]

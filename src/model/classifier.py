@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ class TransferClassifier(LightningModule):
         dropout: Probability with which the head's hidden activations are dropped in training.
         label_smoothing: Share of every training label that is spread evenly over all classes.
         optimizer: Any torch optimizer by class path; weight decay never reaches biases and norms.
+        compile: Whether to compile the network with torch.compile, anew at each stage.
         num_classes: Number of classes; the data tell it.
         image_size: Height and width of the images in pixels, at least 32; the data tell it.
     """
@@ -43,6 +45,7 @@ class TransferClassifier(LightningModule):
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-4),
+        compile: bool = False,
         num_classes: int = 10,
         image_size: int = 32,
     ) -> None:
@@ -57,6 +60,7 @@ class TransferClassifier(LightningModule):
         self.image_size = image_size
         self.label_smoothing = label_smoothing
         self.make_optimizer = optimizer
+        self._network: Callable[[Tensor, int], Tensor] = torch.compile(self._run) if compile else self._run
         self.train_metrics = _metrics(num_classes)
         self.val_metrics = _metrics(num_classes, f1=True)
         self.test_metrics = _metrics(num_classes, f1=True)
@@ -78,6 +82,8 @@ class TransferClassifier(LightningModule):
     @trainable_layers.setter
     def trainable_layers(self, layers: int) -> None:
         self.depth = len(LAYERS) - layers
+        if self._network != self._run:
+            torch._dynamo.reset()  # a graph compiled before could go on without the thawed layers' gradients
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(True)
         for parameter in self.backbone.prefix_parameters(self.depth):
@@ -91,6 +97,9 @@ class TransferClassifier(LightningModule):
 
     def forward(self, inputs: Tensor, entry: int = 0) -> Tensor:
         """Compute logits, (N, classes), from what enters layer `entry`."""
+        return self._network(inputs, entry)
+
+    def _run(self, inputs: Tensor, entry: int) -> Tensor:
         features = self.prefix(inputs, entry)
         return self.head(self.backbone(features, max(entry, self.depth)))
 

@@ -61,7 +61,7 @@ def test_split_names_the_mistake(n: int, val_fraction: float, seed: int, named: 
 
 
 @pytest.mark.parametrize("chunk_pixels", [1, 1000, 2**20])
-def test_statistics_are_those_of_the_chosen_images(chunk_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_count_the_chosen_images(chunk_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split, "_CHUNK_PIXELS", chunk_pixels)
     rng = np.random.default_rng(0)
     images = (rng.integers(0, 256, (60, 3, 8, 6)) * np.array([1.0, 0.5, 0.2])[:, None, None]).astype(np.uint8)
@@ -79,11 +79,14 @@ def test_statistics_are_exact() -> None:
     assert channel_statistics(images, np.arange(4)) == ((252.0,) * 3, (2.0,) * 3)
 
 
-def test_a_constant_channel_can_be_divided_by() -> None:
+@pytest.mark.parametrize("constant", range(3))
+def test_a_constant_channel_can_be_divided_by(constant: int) -> None:
     images = np.zeros((2, 3, 4, 4), dtype=np.uint8)
-    images[:, 1] = 255
-    images[0, 2] = 200
-    assert channel_statistics(images, np.arange(2)) == ((0.0, 255.0, 100.0), (1.0, 1.0, 100.0))
+    images[0] = 200
+    images[:, constant] = 255
+    mean, std = channel_statistics(images, np.arange(2))
+    assert mean == tuple(255.0 if channel == constant else 100.0 for channel in range(3))
+    assert std == tuple(1.0 if channel == constant else 100.0 for channel in range(3))
 
 
 def test_statistics_of_nothing_are_refused() -> None:

@@ -1,0 +1,78 @@
+"""Stop when told to: save at the next batch boundary, and leave with the signal's exit code."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from src.callbacks.checkpoints import FOLDER, LAST
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_CHECK_EVERY = 10  # steps between two agreements of several processes, each of which waits for all of them
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A signal ended the training; everything needed to continue is in the last checkpoint."""
+
+    def __init__(self, number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; continue with --ckpt_path {checkpoint}")
+        self.exit_code = 128 + number
+
+
+class GracefulStop(Checkpoint):
+    """Turn SIGTERM and Ctrl-C into a checkpoint and an orderly end; a second signal ends the process at once.
+
+    It counts as a checkpoint callback for Lightning, so that it comes after the epoch's own checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+        self.checkpoint = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.checkpoint = Path(trainer.log_dir or ".") / FOLDER / LAST
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only now, because Lightning has put its own handlers in place just before.
+        self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        at_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        at_end = batch_idx + 1 == trainer.num_training_batches  # the epoch's own checkpoint follows, after validation
+        if at_step and not at_end and (trainer.world_size == 1 or (batch_idx + 1) % _CHECK_EVERY == 0):
+            self._stop_if_told(trainer, save=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_told(trainer, save=False)  # everything of the epoch before is saved and logged
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_told(trainer, save=False)
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _stop_if_told(self, trainer: Trainer, save: bool) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            return
+        if save:
+            trainer.save_checkpoint(self.checkpoint)
+        raise Stopped(self.received or signal.SIGTERM, self.checkpoint)
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}

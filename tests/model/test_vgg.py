@@ -1,0 +1,300 @@
+"""`VGGBackbone` against torchvision's own VGG16: layers, shapes, and every kind of file it can start from."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import vgg16
+
+from src.errors import UserError
+from src.model.vgg import LAYERS, ConvReLU, InputScale, VGGBackbone, expected_input, output_shapes
+
+CAFFE = ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
+TORCHVISION = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+PLAIN = "vgg16.pth"  # torchvision's whole state dict
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> nn.Module:
+    """Make torchvision's VGG16 with random features; its huge classifier has keys, but no numbers."""
+    with torch.device("meta"):
+        model = vgg16(weights=None)
+    model.features.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for name, parameter in model.features.named_parameters():
+        nn.init.normal_(parameter, std=0.1 if name.endswith("bias") else (2 / parameter[0].numel()) ** 0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole(theirs: nn.Module) -> State:
+    return {name: torch.zeros(1) if value.is_meta else value for name, value in theirs.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def folder(whole: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(whole, folder / PLAIN)
+    return folder
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> VGGBackbone:
+    return VGGBackbone()
+
+
+def only_features(whole: State) -> State:
+    return {name: value for name, value in whole.items() if name.startswith("features.")}
+
+
+def without_prefix(whole: State) -> State:
+    return {name.removeprefix("features."): value for name, value in only_features(whole).items()}
+
+
+def layer_names(whole: State) -> State:
+    """Rename as this project names layers, by counting: both have thirteen convolutions, a weight and a bias each."""
+    convolutions = [f"block{b}_conv{c}" for b, convs in enumerate((2, 2, 3, 3, 3), 1) for c in range(1, convs + 1)]
+    names = [f"{convolution}.{kind}" for convolution in convolutions for kind in ("weight", "bias")]
+    return dict(zip(names, only_features(whole).values(), strict=True))
+
+
+def checkpoint(whole: State) -> dict[str, object]:
+    state = {f"backbone.{name}": value for name, value in layer_names(whole).items()}
+    return {"state_dict": {**state, "head.linear.weight": torch.zeros(10, 256)}, "epoch": 3, "global_step": 7}
+
+
+def test_layers_are_the_eighteen_of_keras() -> None:
+    assert LAYERS == (
+        "block1_conv1", "block1_conv2", "block1_pool",
+        "block2_conv1", "block2_conv2", "block2_pool",
+        "block3_conv1", "block3_conv2", "block3_conv3", "block3_pool",
+        "block4_conv1", "block4_conv2", "block4_conv3", "block4_pool",
+        "block5_conv1", "block5_conv2", "block5_conv3", "block5_pool",
+    )  # fmt: skip
+    assert tuple(name for name, _ in VGGBackbone().named_children()) == LAYERS
+
+
+def test_parameters_are_as_many_as_in_keras(backbone: VGGBackbone) -> None:
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == 14_714_688
+    below_block5 = sum(parameter.numel() for parameter in backbone.prefix_parameters(14))
+    assert 14_714_688 - below_block5 == 7_079_424
+    assert backbone.prefix_parameters(0) == []
+    assert [id(p) for p in backbone.prefix_parameters(18)] == [id(p) for p in backbone.parameters()]
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 71])
+def test_output_shapes_are_those_of_a_forward_pass(backbone: VGGBackbone, size: int) -> None:
+    activations, shapes = torch.zeros(1, 3, size, size), []
+    with torch.no_grad():
+        for layer in backbone.children():
+            activations = layer(activations)
+            shapes.append(tuple(activations.shape[1:]))
+    assert output_shapes(size) == shapes
+
+
+@pytest.mark.parametrize("depth", range(0, 19, 3))
+@torch.no_grad()
+def test_forward_in_two_parts_is_forward(backbone: VGGBackbone, images: Tensor, depth: int) -> None:
+    features = backbone(images, 0, depth)
+    assert features.shape[1:] == ((3, 40, 40) if depth == 0 else output_shapes(40)[depth - 1])
+    assert torch.equal(backbone(features, depth), backbone(images))
+    assert torch.equal(backbone(features, depth, depth), features)
+
+
+def test_random_weights_keep_the_size_of_activations(backbone: VGGBackbone, images: Tensor) -> None:
+    with torch.no_grad():
+        deviation = backbone(images, 0, 17).square().mean().sqrt()
+    assert 0.1 < deviation < 10  # PyTorch's own initialization ends at about 0.01
+    assert all(not layer.bias.any() for layer in backbone.children() if isinstance(layer, ConvReLU))
+
+
+@pytest.mark.parametrize("content", [dict, only_features, without_prefix, layer_names, checkpoint])
+@pytest.mark.parametrize("zipped", [True, False])
+@torch.no_grad()
+def test_every_kind_of_file_gives_torchvisions_features(
+    theirs: nn.Module, whole: State, images: Tensor, tmp_path: Path,
+    content: Callable[[State], object], zipped: bool,
+) -> None:  # fmt: skip
+    torch.save(content(whole), tmp_path / PLAIN, _use_new_zipfile_serialization=zipped)
+    ours = VGGBackbone()
+    ours.load(str(tmp_path / PLAIN))
+    assert torch.equal(ours(images), theirs.features(images))
+
+
+def test_loaded_weights_are_a_copy(folder: Path) -> None:
+    first, second = VGGBackbone(), VGGBackbone()
+    first.load(str(folder / PLAIN))
+    with torch.no_grad():
+        first.block1_conv1.weight.zero_()
+    second.load(str(folder / PLAIN))
+    assert second.block1_conv1.weight.any()
+
+
+def test_published_weights_are_taken_from_torch_home(
+    folder: Path, theirs: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth"
+    file.parent.mkdir(parents=True)
+    file.symlink_to(folder / PLAIN)
+    backbone = VGGBackbone()
+    backbone.load("IMAGENET1K_FEATURES")
+    assert torch.equal(backbone.block5_conv3.weight, theirs.features[28].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("IMAGENET1K_FEATURES", "vgg16_features-amdegroot-88682ab5.pth"), ("IMAGENET1K_V1", "vgg16-397923af.pth")],
+)
+def test_published_weights_without_network_name_the_file_and_a_way_out(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: VGGBackbone
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"with/sample\.yaml") as refusal:
+        backbone.load(name)
+    assert str(tmp_path / "hub/checkpoints" / file) in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_missing_layer_is_named(whole: State, tmp_path: Path, kind: str) -> None:
+    torch.save({name: value for name, value in whole.items() if name != f"features.10.{kind}"}, tmp_path / PLAIN)
+    backbone = VGGBackbone()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(UserError, match=rf"{PLAIN}.*: block3_conv1\.{kind} is missing\.") as refusal:
+        backbone.load(str(tmp_path / PLAIN))
+    assert "\n" not in str(refusal.value)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_misshapen_layer_is_named(whole: State, tmp_path: Path, backbone: VGGBackbone) -> None:
+    torch.save({**whole, "features.24.weight": torch.zeros(512, 512, 1, 1)}, tmp_path / PLAIN)
+    with pytest.raises(UserError, match=r"block5_conv1\.weight is \(512, 512, 1, 1\) instead of \(512, 512, 3, 3\)\."):
+        backbone.load(str(tmp_path / PLAIN))
+
+
+def test_another_networks_weights_are_refused_in_few_words(tmp_path: Path, backbone: VGGBackbone) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / PLAIN)
+    with pytest.raises(UserError, match=r"block1_conv1\.weight is missing; .* and 22 more"):
+        backbone.load(str(tmp_path / PLAIN))
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], 7, {"state_dict": torch.zeros(3)}])
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, backbone: VGGBackbone, content: object) -> None:
+    torch.save(content, tmp_path / PLAIN)
+    with pytest.raises(UserError, match=f"{PLAIN}' holds no state dict"):
+        backbone.load(str(tmp_path / PLAIN))
+
+
+def truncated(path: Path, zipped: bool, size: int) -> bytes:
+    torch.save({"0.weight": torch.zeros(64, 3, 3, 3)}, path, _use_new_zipfile_serialization=zipped)
+    return path.read_bytes()[:size]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: b"",
+        lambda _: b"\n",
+        lambda _: b"\x80",
+        lambda _: b"\x80\x02",
+        lambda _: b"<!DOCTYPE html>\n<html>\nNot found\n</html>",
+        lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        lambda _: "Gewichte gibt es hier nicht, für niemanden\n".encode() * 100,
+        lambda _: b"{'a': 1}",
+        lambda _: b"PK",
+        lambda _: b"PK\x03\x04 and no more",
+        lambda _: bytes(range(256)) * 9,
+        lambda _: b"\x89HDF\r\n\x1a\n" + bytes(100),  # Keras's own format
+        lambda _: b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}",
+        lambda path: truncated(path, True, 100),
+        lambda path: truncated(path, True, 4000),
+        lambda path: truncated(path, False, 20),
+        lambda path: truncated(path, False, 200),
+        lambda path: truncated(path, False, 3000),
+    ],
+)
+@pytest.mark.parametrize("use", [lambda path: VGGBackbone().load(path), lambda path: expected_input(path, None)])
+def test_what_is_no_weights_file_is_refused_in_one_line(
+    tmp_path: Path, make: Callable[[Path], bytes], use: Callable[[str], object]
+) -> None:
+    path = tmp_path / "notes.pth"
+    path.write_bytes(make(path))
+    with pytest.raises(UserError, match=r"notes\.pth' cannot be read as weights") as refusal:
+        use(str(path))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("use", [lambda path: VGGBackbone().load(path), lambda path: expected_input(path, None)])
+def test_missing_file_is_named_beside_the_published_names(tmp_path: Path, use: Callable[[str], object]) -> None:
+    with pytest.raises(UserError, match=r"no weights file '.*nowhere\.pth'.*IMAGENET1K_FEATURES, IMAGENET1K_V1"):
+        use(str(tmp_path / "nowhere.pth"))
+
+
+class Program:
+    """Leave a mark when unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        torch.save,
+        lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+        lambda content, path: path.write_bytes(pickle.dumps(content)),
+    ],
+    ids=["zip", "legacy", "plain pickle"],
+)
+@pytest.mark.parametrize("use", [lambda path: VGGBackbone().load(path), lambda path: expected_input(path, None)])
+def test_programs_in_a_weights_file_do_not_run(
+    tmp_path: Path, save: Callable[[object, Path], None], use: Callable[[str], object]
+) -> None:
+    path, mark = tmp_path / "harmful.pth", tmp_path / "harm"
+    save({"features.0.weight": Program(mark)}, path)
+    with pytest.raises(UserError, match=r"harmful\.pth' cannot be read") as refusal:
+        use(str(path))
+    assert "\n" not in str(refusal.value)
+    assert not mark.exists()
+
+
+def same(found: InputScale | None, wanted: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
+    return found is not None and found.mean == pytest.approx(wanted[0]) and found.std == pytest.approx(wanted[1])
+
+
+def test_published_weights_say_what_they_expect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # the files themselves are not needed
+    assert same(expected_input("IMAGENET1K_FEATURES", None), CAFFE)
+    assert same(expected_input("IMAGENET1K_V1", None), TORCHVISION)
+
+
+def test_random_weights_expect_nothing() -> None:
+    assert expected_input(None, None) is None
+
+
+def test_plain_file_expects_what_the_user_says(folder: Path) -> None:
+    plain = str(folder / PLAIN)
+    assert expected_input(plain, None) is None
+    assert same(expected_input(plain, "IMAGENET1K_V1"), TORCHVISION)
+    assert same(expected_input(plain, "IMAGENET1K_FEATURES"), CAFFE)
+
+
+def test_checkpoint_expects_what_it_was_trained_on(tmp_path: Path) -> None:
+    trained_on = {"classes": ["cat", "dog"], "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+    torch.save({"state_dict": {}, "ImageDataModule": trained_on}, tmp_path / "best.ckpt")
+    found = expected_input(str(tmp_path / "best.ckpt"), None)
+    assert same(found, ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))

@@ -1,0 +1,74 @@
+"""Callbacks that tests put into a training through its configuration, and helpers to start one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class SignalAt(Callback):
+    """Send this very process a signal after a batch."""
+
+    def __init__(self, epoch: int, batch: int, name: str) -> None:
+        self.at = (epoch, batch)
+        self.number = signal.Signals[name]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+class Witness(Callback):
+    """Write down, for every process and epoch, what was seen and what the weights are."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.images: list[tuple[int, float]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        sums = batch.inputs.double().sum(dim=(1, 2, 3)).tolist()
+        self.images += zip(batch.indices.tolist(), sums, strict=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seen = {
+            "images": self.images,
+            "weights": [p.detach().double().sum().item() for p in pl_module.parameters()],
+            "bits": hash_of(pl_module.state_dict()),
+            "communicated": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"epoch{trainer.current_epoch}-rank{trainer.global_rank}.json"
+        (self.folder / name).write_text(json.dumps(seen))
+        self.images = []
+
+
+def hash_of(state: dict[str, torch.Tensor]) -> int:
+    """Reduce all floating-point tensors to one number that changes with any bit of them."""
+    total = 0
+    for tensor in state.values():
+        if tensor.dtype == torch.float32:
+            words = tensor.detach().cpu().contiguous().view(torch.int32).flatten().long()
+            places = torch.arange(1, len(words) + 1)
+            total = (total * 31 + int((words * places).sum())) % 2**61
+    return total
+
+
+def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "src.cli", *words],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    if check and done.returncode:
+        raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done

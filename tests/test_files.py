@@ -1,0 +1,94 @@
+"""`replacing`: the old file or the new one, never half of one and nothing beside it."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.files import replacing
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == tmp_path  # on another file system a rename would be a copy
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reader_sees_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text("old and longer")
+    with path.open() as reader, replacing(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old and longer"
+        temporary.write_text("new")
+        assert path.read_text() == reader.read()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existing", [True, False])
+def test_exception_keeps_what_was_there_and_leaves_nothing(
+    tmp_path: Path, error: type[BaseException], existing: bool
+) -> None:
+    path = tmp_path / "last.ckpt"
+    if existing:
+        path.write_text("old")
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("last.ckpt", "old")] * existing
+
+
+def test_file_has_an_ordinary_files_permissions(tmp_path: Path, umask: int) -> None:
+    (tmp_path / "ordinary").write_text("")
+    write(tmp_path / "replaced", "")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ordinary", "replaced")}
+    assert modes == {0o666 & ~umask}
+    assert os.umask(umask) == umask  # and the process's own setting is as before
+
+
+def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    write(tmp_path / "runs" / "head" / "config.yaml", "whole")
+    assert (tmp_path / "runs" / "head" / "config.yaml").read_text() == "whole"
+
+
+def test_bytes_are_on_the_disk_before_the_name_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.ckpt"
+    synced: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def record(file: int) -> None:
+        synced.append((os.fstat(file).st_size, path.exists()))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write(path, "whole")
+    assert synced[0] == (len("whole"), False)
