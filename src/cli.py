@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
 from src.callbacks.figures import FirstBatch
@@ -29,6 +30,7 @@ from src.data.datamodule import ImageDataModule
 from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
+from src.plain_errors import check_configs, check_fit, hidden_error, known_options, plain, plain_trainer, read_checkpoint
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -46,7 +48,7 @@ class ThawParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a class's own parser: whoever called it adds where this happened
             super().error(message, ex)
-        raise UserError(_one_line(message)) from ex
+        raise hidden_error(ex) or UserError(plain(message, known_options(self))) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -72,6 +74,9 @@ class SaveConfig(SaveConfigCallback):
 class ThawCLI(LightningCLI):
     """Join data, model and callbacks by configuration, and give each run its directory."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(allow_abbrev=False, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_lightning_class_args(StagedUnfreezing, "unfreezing")
@@ -82,7 +87,11 @@ class ThawCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Lightning would warn that a list of words was given although the process has words of its own.
+        check_configs(cast(Sequence[str], args))
         self.config = parser.parse_args(cast(Sequence[str], args))
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything is {seed}: choose a seed from 0 to {2**32 - 1}.")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it: Lightning would put the checkpoint's values above it."""
@@ -95,6 +104,21 @@ class ThawCLI(LightningCLI):
         self.checkpoint = wanted and find_checkpoint(str(wanted), Path(self.options.root), self.name)
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise hidden_error(error) or error from None
+
+    def after_instantiate_classes(self) -> None:
+        """Find what would go wrong before a run directory exists."""
+        if self.checkpoint is not None:
+            content = read_checkpoint(self.checkpoint)
+            self.datamodule.load_state_dict(content.get("ImageDataModule", {}))
+            check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
+        self.datamodule.prepare_data()
+        self.datamodule.setup(self.subcommand)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         config.enable_progress_bar = sys.stderr.isatty() and config.enable_progress_bar is not False
@@ -102,7 +126,10 @@ class ThawCLI(LightningCLI):
         if not config.fast_dev_run:
             config.logger = self._logger()
         self.trainer_defaults["callbacks"] = self._callbacks(config)
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise UserError(plain_trainer(str(error))) from error
 
     def _logger(self) -> RunLogger:
         run = self.checkpoint and run_of(self.checkpoint)
@@ -127,7 +154,9 @@ class ThawCLI(LightningCLI):
             self.model.load_pretrained()
         else:
             path = find_checkpoint(self.options.warm_start, Path(self.options.root), self.name)
-            self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+            state = read_checkpoint(path)["state_dict"]
+            check_fit(path, state, self.model.state_dict())
+            self.model.load_state_dict(state)
 
     def after_fit(self) -> None:
         if self.config_init[self.subcommand].trainer.fast_dev_run:
@@ -173,16 +202,12 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
-
-
 def _check_order(args: Sequence[str]) -> None:
     command = next((word for word in args if word in COMMANDS), None)
     if command is not None and args[0] != command and args[0].startswith("-"):
         rest = " ".join(word for word in args if word != command)
         raise UserError(f"the command comes first: python -m src.cli {command} {rest}")
-    if not args:
+    if command is None and (not args or args[0] in ("-c", "--config")):
         raise UserError(f"say what to do: {', '.join(COMMANDS)}. For example: {USAGE}")
 
 
@@ -198,7 +223,8 @@ def main(args: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     for advice in _UNWANTED_ADVICE:
         warnings.filterwarnings("ignore", f".*{advice}.*")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         _check_order(args)
         ThawCLI(

@@ -1,9 +1,295 @@
-"""Say in one plain line what the command line's libraries say in many."""
+"""Say in one plain line what jsonargparse, argparse, YAML, Lightning and torch say in many."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import SequenceMatcher, get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from src.errors import UserError
+
+CONFIGS = Path("configs")
+HELP = "See: python -m src.cli fit --help"
+
+# What a value must be, where the type alone would not tell.
+_WANTED = {
+    "data.source": "CIFAR10, ImageFolder, Sample, or the class path of another source",
+    "data.augmentation": "null, or options such as --data.augmentation.rotation 10",
+    "model.optimizer": "an optimizer of torch, e.g. torch.optim.Adam",
+    "unfreezing.stages": "a mapping from epochs to layers, e.g. '{0: 0, 3: 4}' with a space after each colon",
+    "unfreezing.rates": "a mapping from epochs to rates, e.g. '{0: 0.001, 3: 0.0001}' with a space after each colon",
+}
+_REQUIRED = {
+    "unfreezing.stages": "give a recipe, e.g. --config configs/last4.yaml",
+    "data.source.root": "say where the images are, e.g. --data.source.init_args.root path/to/images",
+}
+_TYPES = {"NoneType": "null", "bool": "true or false", "dict": "a mapping", "list": "a list", "str": "a text"}
+_COMMAND = r"(?:fit|validate|test|predict)"
+
+Options = Collection[str]
 
 
-def plain(message: str, options: Collection[str]) -> str:
-    return " ".join(message.split())
+def plain(message: str, options: Options) -> str:
+    """Turn a library's message into one line: what was wrong, where, what to do.
+
+    Args:
+        message: What the library said, lines and all.
+        options: Known options, `--model.hidden` and so on, for suggestions.
+
+    Returns:
+        The plain line; of a message that nobody foresaw, the same words in one line.
+    """
+    text = " ".join(message.split())
+    for pattern, say in _RULES:
+        if match := re.search(pattern, text):
+            return say(match, options)
+    return text
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """Ask whether a similar known word was meant: `; did you mean …?`, or nothing."""
+    # `trainer.foo` resembles every short option of the trainer, so the last part must be similar by itself.
+    name = word.rpartition(".")[2]
+    similar = [other for other in known if SequenceMatcher(None, name, other.rpartition(".")[2]).ratio() >= 0.6]
+    close = get_close_matches(word, similar, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def either(words: Sequence[str]) -> str:
+    """Join words as in `a, b or c`."""
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def _unknown_option(match: re.Match[str], options: Options) -> str:
+    word = match["word"].partition("=")[0]
+    if not word.startswith("-"):
+        return f"'{word}' belongs to no option: every value has its option in front of it, as in --model.hidden 128."
+    same_end = sorted(option for option in options if option.endswith(f".{word.lstrip('-')}"))
+    hint = f"; did you mean {either(same_end)}?" if same_end else suggestion(word, options)
+    return f"unknown option {word}{hint or f'. {HELP}'}"
+
+
+def _unknown_key(match: re.Match[str], options: Options) -> str:
+    known = {option.lstrip("-") for option in options}
+    return f"unknown key {match['key']} in a configuration file{suggestion(match['key'], known) or f'. {HELP}'}"
+
+
+def _unknown_command(match: re.Match[str], options: Options) -> str:
+    commands = re.findall(r"\w+", match["choices"])
+    return f"unknown command '{match['word']}'{suggestion(match['word'], commands) or f': give {either(commands)}.'}"
+
+
+def _no_word(match: re.Match[str], options: Options) -> str:
+    return f"{match['option'].rpartition('/')[2]} has no value: write one after it."
+
+
+def _missing(match: re.Match[str], options: Options) -> str:
+    return _say_missing([re.sub(rf"^{_COMMAND}\.", "", key) for key in match["keys"].split(", ")])
+
+
+def _say_missing(keys: Sequence[str]) -> str:
+    advice = next((_REQUIRED[key] for key in keys if key in _REQUIRED), "give a value.")
+    return f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} missing: {advice}"
+
+
+def _no_config(match: re.Match[str], options: Options) -> str:
+    path = Path(match["path"])
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    if path.is_dir():
+        return f"'{shown}' is a folder: give one of its files as --config."
+    there = sorted(map(str, CONFIGS.glob("**/*.yaml")))
+    return f"no configuration file '{shown}'; " + (f"there are {', '.join(there)}." if there else "give a YAML file.")
+
+
+def _bad_yaml(match: re.Match[str], options: Options) -> str:
+    where = re.findall(r"line \d+, column \d+", match["what"])
+    words = re.sub(r",? ?in \"<[^>]*>\", line \d+, column \d+:?|\(<[^>]*>\)", "", match["what"]).strip()
+    return f"a configuration file is not valid YAML{f' at {where[-1]}' if where else ''}: {words}."
+
+
+def _bad_config(match: re.Match[str], options: Options) -> str:
+    return f"a configuration file holds '{_short(match['what'])}': expected lines of the form 'option: value'."
+
+
+def _bad_value(match: re.Match[str], options: Options) -> str:
+    return _explain(match["key"], match["rest"])
+
+
+def _explain(key: str, rest: str) -> str:
+    """Explain `Parser key "<key>": <rest>`, where the rest may hold another such message."""
+    if inner := re.search(r'Parser key "(?P<key>[^"]*)": (?P<rest>.*)$', rest):
+        if inner["key"] != key:
+            return _explain(f"{key}.{inner['key']}", inner["rest"])
+        value = re.search(r"Unable to load config ['\"](.*?)['\"]", rest)
+        return f"{key} is {_quoted(value[1] if value else '')}: no such YAML file; or give --{key}.<option> <value>."
+    if inner := re.search(r"Option '(?P<name>[^']*)' is not accepted", rest):
+        owner = re.search(r"class_path[ =]'([^']*)'", rest)
+        what = f": {owner[1].rpartition('.')[2]} has no such option" if owner else ""
+        return f"unknown option {key}.{inner['name']}{what}. See: python -m src.cli fit --{key}.help"
+    if inner := re.search(r"the following arguments are required: (?P<keys>[\w., ]*\w)", rest):
+        return _say_missing([f"{key}.{name}" for name in inner["keys"].split(", ")])
+    value = re.search(r"(?:Given value|Got value): (?P<value>.*)$", rest) or re.search(_WRONG_CLASS, rest)
+    expected = _WANTED.get(key) or either(_types(rest))
+    if value and expected:
+        return f"{key} is {_quoted(value['value'])}: expected {expected}."
+    return f"{key}: expected {expected}." if key in _WANTED else f"{key}: {rest}"
+
+
+_WRONG_CLASS = (
+    r"(?:given class_path '|import path string: |Import path |Expected a path but )(?P<value>[^' ]+)"  # jsonargparse's
+)
+
+
+def _types(text: str) -> list[str]:
+    """List what a value may be, from `Expected a <class 'int'>` and `Expected a typing.Literal['a', 'b']`."""
+    found = []
+    for name, choices in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]*)\])", text):
+        found += [_TYPES.get(name, name)] if name else [choice.strip(" '") for choice in choices.split(",")]
+    return list(dict.fromkeys(found))
+
+
+def _quoted(value: str) -> str:
+    return {"None": "null", "True": "true", "False": "false"}.get(value) or f"'{_short(value)}'"
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _no_gpu(match: re.Match[str], options: Options) -> str:
+    return (
+        "trainer.accelerator asks for a GPU, but torch finds none here: leave out configs/with/gpu.yaml, "
+        "or give --trainer.accelerator cpu --trainer.precision 32-true."
+    )
+
+
+def _trainer_choice(match: re.Match[str], options: Options) -> str:
+    choices = [choice for choice in match["choices"].split(", ") if choice.strip(".")]
+    return f"trainer.{match['key']} is {_quoted(match['value'])}: expected {either(choices)}."
+
+
+def _trainer_devices(match: re.Match[str], options: Options) -> str:
+    return f"trainer.devices is not possible with the {match['accelerator'].lower()} accelerator: expected 1 or more."
+
+
+def _trainer(match: re.Match[str], options: Options) -> str:
+    return f"trainer.{match['key']}: {match['what'].rstrip('.')}."
+
+
+_RULES: list[tuple[str, Callable[[re.Match[str], Options], str]]] = [
+    (r'^Parser key "(?:config|cfg)": .*?(?:does not exist|not a file|not readable): \'(?P<path>[^\']*)\'', _no_config),
+    (r'^Parser key "(?P<key>[^"]*)": (?P<rest>.*)$', _bad_value),
+    (r"unrecognized arguments: (?P<word>\S+)", _unknown_option),
+    (r"(?:Subcommand|Group) '\w+' does not accept option '(?P<key>[^']*)'", _unknown_key),
+    (rf"^Option '(?:{_COMMAND}\.)?(?P<key>[^']*)' is not accepted", _unknown_key),
+    (r"invalid choice: '(?P<word>[^']*)' \(choose from (?P<choices>[^)]*)\)", _unknown_command),
+    (r"^argument (?P<option>\S+): expected (?:one|at least one|\d+) argument", _no_word),
+    (r"the following arguments are required: (?P<keys>.*)$", _missing),
+    (r"^Problems parsing config: (?P<what>.*)$", _bad_yaml),
+    (r"^Unexpected config: (?P<what>.*)$", _bad_config),
+    (r"No supported gpu backend found|`(?:CUDA|MPS)Accelerator` can not run on your system", _no_gpu),
+    (
+        r"invalid \w+ name: `(?P<key>\w+)='?(?P<value>.*?)'?`\..*?(?:Available names are|Example choices): "
+        r"(?P<choices>(?:[\w.]+, )*\w+)",
+        _trainer_choice,
+    ),
+    (r"`Trainer\(devices=.*\)` value is not a valid input using (?P<accelerator>\w+) accel", _trainer_devices),
+    (r"`devices` selected with `(?P<accelerator>\w+)Accelerator`", _trainer_devices),
+    (r"^`(?P<key>max_\w+|num_nodes|gradient_clip_algorithm)` (?P<what>.*)$", _trainer),
+]
+
+
+def plain_trainer(message: str) -> str:
+    """Turn what Lightning says when a Trainer cannot be made into one line."""
+    text = re.sub(r"\s*Find a complete list of options .*$", "", " ".join(message.split()))
+    said = plain(text, ())
+    return said if said != text else f"the trainer cannot be set up: {text.replace('`', '')}"
+
+
+def hidden_error(error: BaseException | None) -> UserError | None:
+    """Find the user's mistake among the causes of an error: jsonargparse wraps what classes raise."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def known_options(parser: ArgumentParser) -> set[str]:
+    """List the options of a parser and of its commands."""
+    names: set[str] = set()
+    for action in parser._actions:
+        names.update(name for name in action.option_strings if name.startswith("--"))
+        if isinstance(action, _SubParsersAction):
+            names.update(*(known_options(command) for command in action.choices.values()))
+    return names
+
+
+def check_configs(args: Sequence[str]) -> None:
+    """Refuse configuration files that are no YAML; the parser would not say which file it is.
+
+    Args:
+        args: Words of the command line.
+    """
+    paths = [Path(value) for word, value in pairwise(args) if word in ("-c", "--config")]
+    paths += [Path(word.partition("=")[2]) for word in args if word.startswith("--config=")]
+    for path in paths:
+        if not path.is_file():
+            continue  # the parser says so
+        try:
+            content = yaml.safe_load(path.read_text())
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise UserError(f"'{path}' is not valid YAML{where}: {error.problem}.") from error
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict | None):
+            raise UserError(f"'{path}' holds no options: it should consist of lines such as 'trainer: …'.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: The file is none.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{path}' is damaged or no checkpoint. {_CHECKPOINT_ADVICE}") from error
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        raise UserError(f"'{path}' is no checkpoint of a training. {_CHECKPOINT_ADVICE}")
+    return content
+
+
+def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint of another network.
+
+    Args:
+        path: The checkpoint, for the message.
+        saved: Its state dict.
+        wanted: The network's own.
+    """
+    wrong = [f"it lacks {name}" for name in wanted if name not in saved]
+    wrong += [f"its {name} has no place" for name in saved if name not in wanted]
+    for name in saved.keys() & wanted.keys():
+        if saved[name].shape != wanted[name].shape:
+            shapes = [" × ".join(map(str, tensor.shape)) for tensor in (saved[name], wanted[name])]
+            wrong.append(f"its {name} is {shapes[0]} instead of {shapes[1]}")
+    if wrong:
+        more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
+        raise UserError(
+            f"'{path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. "
+            "Use the configuration of its run: the config.yaml beside its folder."
+        )
+
+
+_CHECKPOINT_ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,32 @@ class Witness(Callback):
         sums = batch.inputs.double().sum(dim=(1, 2, 3)).tolist()
         self.images += zip(batch.indices.tolist(), sums, strict=True)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        layers = _layers(pl_module)
+        self.with_gradient = [name for name, layer in layers if any_has(layer, lambda p: p.grad is not None)]
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seen = {
             "images": self.images,
             "weights": [p.detach().double().sum().item() for p in pl_module.parameters()],
             "bits": hash_of(pl_module.state_dict()),
+            "layers": {name: hash_of(layer.state_dict()) for name, layer in _layers(pl_module)},
+            "with_gradient": self.with_gradient,
+            "with_state": [name for name, layer in _layers(pl_module) if any_has(layer, trainer.optimizers[0].state.get)],
             "communicated": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"epoch{trainer.current_epoch}-rank{trainer.global_rank}.json"
         (self.folder / name).write_text(json.dumps(seen))
         self.images = []
+
+
+def _layers(model: LightningModule) -> list[tuple[str, torch.nn.Module]]:
+    return [*model.backbone.named_children(), ("head", model.head)]
+
+
+def any_has(layer: torch.nn.Module, test: Callable[[torch.nn.Parameter], Any]) -> bool:
+    return any(test(parameter) for parameter in layer.parameters())
 
 
 def hash_of(state: dict[str, torch.Tensor]) -> int:

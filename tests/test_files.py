@@ -52,9 +52,14 @@ def test_exception_keeps_what_was_there_and_leaves_nothing(
     path = tmp_path / "last.ckpt"
     if existing:
         path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("last.ckpt", "old")] * existing
 
 

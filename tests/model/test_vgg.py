@@ -51,7 +51,16 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def backbone() -> VGGBackbone:
+    """Make one network for all tests that do not mind its weights: drawing them takes a while."""
     return VGGBackbone()
+
+
+@pytest.fixture(params=["load", "expected_input"])
+def read(request: pytest.FixtureRequest, backbone: VGGBackbone) -> Callable[[Path], object]:
+    """Give either way in which a weights file is opened."""
+    if request.param == "load":
+        return lambda path: backbone.load(str(path))
+    return lambda path: expected_input(str(path), None)
 
 
 def only_features(whole: State) -> State:
@@ -82,7 +91,10 @@ def test_layers_are_the_eighteen_of_keras() -> None:
         "block4_conv1", "block4_conv2", "block4_conv3", "block4_pool",
         "block5_conv1", "block5_conv2", "block5_conv3", "block5_pool",
     )  # fmt: skip
-    assert tuple(name for name, _ in VGGBackbone().named_children()) == LAYERS
+
+
+def test_layers_stand_in_their_order(backbone: VGGBackbone) -> None:
+    assert tuple(name for name, _ in backbone.named_children()) == LAYERS
 
 
 def test_parameters_are_as_many_as_in_keras(backbone: VGGBackbone) -> None:
@@ -112,43 +124,53 @@ def test_forward_in_two_parts_is_forward(backbone: VGGBackbone, images: Tensor, 
     assert torch.equal(backbone(features, depth, depth), features)
 
 
-def test_random_weights_keep_the_size_of_activations(backbone: VGGBackbone, images: Tensor) -> None:
+def test_random_weights_keep_the_size_of_activations(images: Tensor) -> None:
+    torch.manual_seed(0)
+    backbone = VGGBackbone()
     with torch.no_grad():
         deviation = backbone(images, 0, 17).square().mean().sqrt()
-    assert 0.1 < deviation < 10  # PyTorch's own initialization ends at about 0.01
+    assert 0.02 < deviation < 10  # about 0.05; PyTorch's own initialization ends at 0.006
     assert all(not layer.bias.any() for layer in backbone.children() if isinstance(layer, ConvReLU))
 
 
-@pytest.mark.parametrize("content", [dict, only_features, without_prefix, layer_names, checkpoint])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("content", "zipped"),
+    [
+        (dict, True),
+        (dict, False),  # as files were before PyTorch 1.6, the original VGG16's among them
+        (only_features, True),
+        (without_prefix, True),
+        (layer_names, True),
+        (checkpoint, True),
+    ],
+)
 @torch.no_grad()
 def test_every_kind_of_file_gives_torchvisions_features(
-    theirs: nn.Module, whole: State, images: Tensor, tmp_path: Path,
+    theirs: nn.Module, whole: State, images: Tensor, tmp_path: Path, backbone: VGGBackbone,
     content: Callable[[State], object], zipped: bool,
 ) -> None:  # fmt: skip
     torch.save(content(whole), tmp_path / PLAIN, _use_new_zipfile_serialization=zipped)
-    ours = VGGBackbone()
-    ours.load(str(tmp_path / PLAIN))
-    assert torch.equal(ours(images), theirs.features(images))
+    for parameter in backbone.parameters():
+        parameter.zero_()
+    backbone.load(str(tmp_path / PLAIN))
+    assert torch.equal(backbone(images), theirs.features(images))
 
 
-def test_loaded_weights_are_a_copy(folder: Path) -> None:
-    first, second = VGGBackbone(), VGGBackbone()
-    first.load(str(folder / PLAIN))
-    with torch.no_grad():
-        first.block1_conv1.weight.zero_()
-    second.load(str(folder / PLAIN))
-    assert second.block1_conv1.weight.any()
+def test_training_does_not_change_the_file(folder: Path, theirs: nn.Module, backbone: VGGBackbone) -> None:
+    for _ in range(2):
+        backbone.load(str(folder / PLAIN))
+        assert torch.equal(backbone.block1_conv1.weight, theirs.features[0].weight)
+        with torch.no_grad():
+            backbone.block1_conv1.weight.zero_()
 
 
 def test_published_weights_are_taken_from_torch_home(
-    folder: Path, theirs: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, theirs: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: VGGBackbone
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth"
     file.parent.mkdir(parents=True)
     file.symlink_to(folder / PLAIN)
-    backbone = VGGBackbone()
     backbone.load("IMAGENET1K_FEATURES")
     assert torch.equal(backbone.block5_conv3.weight, theirs.features[28].weight)
 
@@ -167,9 +189,10 @@ def test_published_weights_without_network_name_the_file_and_a_way_out(
 
 
 @pytest.mark.parametrize("kind", ["weight", "bias"])
-def test_missing_layer_is_named(whole: State, tmp_path: Path, kind: str) -> None:
+def test_missing_layer_is_named_and_nothing_changes(
+    whole: State, tmp_path: Path, backbone: VGGBackbone, kind: str
+) -> None:
     torch.save({name: value for name, value in whole.items() if name != f"features.10.{kind}"}, tmp_path / PLAIN)
-    backbone = VGGBackbone()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     with pytest.raises(UserError, match=rf"{PLAIN}.*: block3_conv1\.{kind} is missing\.") as refusal:
         backbone.load(str(tmp_path / PLAIN))
@@ -224,21 +247,19 @@ def truncated(path: Path, zipped: bool, size: int) -> bytes:
         lambda path: truncated(path, False, 3000),
     ],
 )
-@pytest.mark.parametrize("use", [lambda path: VGGBackbone().load(path), lambda path: expected_input(path, None)])
 def test_what_is_no_weights_file_is_refused_in_one_line(
-    tmp_path: Path, make: Callable[[Path], bytes], use: Callable[[str], object]
+    tmp_path: Path, make: Callable[[Path], bytes], read: Callable[[Path], object]
 ) -> None:
     path = tmp_path / "notes.pth"
     path.write_bytes(make(path))
     with pytest.raises(UserError, match=r"notes\.pth' cannot be read as weights") as refusal:
-        use(str(path))
+        read(path)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("use", [lambda path: VGGBackbone().load(path), lambda path: expected_input(path, None)])
-def test_missing_file_is_named_beside_the_published_names(tmp_path: Path, use: Callable[[str], object]) -> None:
+def test_missing_file_is_named_beside_the_published_names(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(UserError, match=r"no weights file '.*nowhere\.pth'.*IMAGENET1K_FEATURES, IMAGENET1K_V1"):
-        use(str(tmp_path / "nowhere.pth"))
+        read(tmp_path / "nowhere.pth")
 
 
 class Program:
@@ -260,14 +281,13 @@ class Program:
     ],
     ids=["zip", "legacy", "plain pickle"],
 )
-@pytest.mark.parametrize("use", [lambda path: VGGBackbone().load(path), lambda path: expected_input(path, None)])
 def test_programs_in_a_weights_file_do_not_run(
-    tmp_path: Path, save: Callable[[object, Path], None], use: Callable[[str], object]
+    tmp_path: Path, save: Callable[[object, Path], None], read: Callable[[Path], object]
 ) -> None:
     path, mark = tmp_path / "harmful.pth", tmp_path / "harm"
     save({"features.0.weight": Program(mark)}, path)
     with pytest.raises(UserError, match=r"harmful\.pth' cannot be read") as refusal:
-        use(str(path))
+        read(path)
     assert "\n" not in str(refusal.value)
     assert not mark.exists()
 

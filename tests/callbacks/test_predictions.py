@@ -1,0 +1,206 @@
+"""The test report against scikit-learn, and predictions.csv in the order of the images."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from src.batch import Batch
+from src.callbacks import predictions
+from src.callbacks.predictions import CONFUSION_PNG, PREDICTIONS_CSV, PREDICTIONS_PNG, REPORT, PredictionWriter
+from src.data.datamodule import ImageDataModule
+from src.data.sources import Images, Source
+
+CLASSES = ("cat", "dog", "cow")
+
+
+def predicted(probabilities: Any, labels: Any) -> predictions.Predictions:
+    """Give predictions as the writer collects them."""
+    return predictions.Predictions(
+        torch.arange(len(labels)), torch.as_tensor(labels), torch.as_tensor(probabilities, dtype=torch.float32)
+    )
+
+
+def random_predictions(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    logits = rng.normal(size=(n, classes))
+    logits[np.arange(n), labels] += 1
+    exp = np.exp(logits)
+    return exp / exp.sum(1, keepdims=True), labels
+
+
+@pytest.mark.parametrize(("n", "classes"), [(500, 10), (60, 3), (40, 2)])
+def test_report_is_scikit_learns(n: int, classes: int) -> None:
+    probabilities, labels = random_predictions(n, classes)
+    names = tuple(f"class {number}" for number in range(classes))
+    report = predictions.test_report(predicted(probabilities, labels), names)
+    guess = probabilities.argmax(1)
+    precision, recall, _, support = precision_recall_fscore_support(labels, guess, zero_division=0)
+    assert report["images"] == n
+    assert report["accuracy"] == pytest.approx(accuracy_score(labels, guess))
+    assert report["macro_f1"] == pytest.approx(f1_score(labels, guess, average="macro"))
+    assert report["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
+    assert report["confusion_matrix"] == confusion_matrix(labels, guess).tolist()
+    assert list(report["classes"]) == list(names)
+    for number, name in enumerate(names):
+        assert report["classes"][name]["images"] == support[number]
+        assert report["classes"][name]["precision"] == pytest.approx(precision[number])
+        assert report["classes"][name]["recall"] == pytest.approx(recall[number])
+
+
+def test_class_never_predicted_and_class_without_images_count_as_zero() -> None:
+    probabilities = [[0.8, 0.2, 0.0], [0.6, 0.4, 0.0], [0.7, 0.3, 0.0]]
+    report = predictions.test_report(predicted(probabilities, [0, 0, 1]), CLASSES)
+    assert report["classes"]["dog"] == {"images": 1, "precision": 0.0, "recall": 0.0}
+    assert report["classes"]["cow"] == {"images": 0, "precision": 0.0, "recall": 0.0}
+    assert report["classes"]["cat"] == {"images": 2, "precision": pytest.approx(2 / 3), "recall": 1.0}
+    assert report["confusion_matrix"] == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_calibration_error_by_hand() -> None:
+    # Fifteen bins of width 1/15: 0.62 and 0.65 share one, 0.91 has the next but three, 0.35 stands alone.
+    probabilities = [[0.62, 0.38, 0.0], [0.35, 0.65, 0.0], [0.91, 0.09, 0.0], [0.35, 0.33, 0.32]]
+    labels = [0, 0, 0, 2]  # right, wrong, right, wrong
+    by_hand = (2 * abs(0.5 - (0.62 + 0.65) / 2) + abs(1 - 0.91) + abs(0 - 0.35)) / 4
+    report = predictions.test_report(predicted(probabilities, labels), CLASSES)
+    assert report["calibration_error"] == pytest.approx(by_hand)
+
+
+def test_calibration_error_of_many() -> None:
+    probabilities, labels = random_predictions(400, 5, seed=1)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    by_hand = sum(abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+    report = predictions.test_report(predicted(probabilities, labels), tuple("abcde"))
+    assert report["calibration_error"] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_sure_and_wrong_has_a_finite_loss() -> None:
+    report = predictions.test_report(predicted([[1.0, 0.0, 0.0]], [1]), CLASSES)
+    assert 20 < report["loss"] < 100
+
+
+class Numbered(Source):
+    """Give images whose pixels are all the image's own number."""
+
+    image_size = 8
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES
+
+    def prepare(self) -> None:
+        """Have everything."""
+
+    def load(self) -> dict[str, Images]:
+        pixels = np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(8, 2).repeat(8, 3)
+        files = [f"test/{'abcdefghij'[number]}.png" for number in range(10)]
+        images = Images(pixels, np.arange(10) % 3, files)
+        return {"train": images, "test": images}
+
+
+class Backwards(ImageDataModule):
+    """Hand out the test images in batches and in an order of its own, as several processes would."""
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(
+            [self.datasets["test"][positions] for positions in ([9, 2, 5], [0, 7, 1, 3], [8, 6, 4])],  # type: ignore
+            batch_size=None,
+        )
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
+
+class Guesser(LightningModule):
+    """Be surer the higher an image's number, and right but for number 4."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def test_step(self, batch: Batch) -> Tensor:
+        numbers = batch.inputs[:, 0, 0, 0].round()
+        guess = (numbers.long() + (numbers == 4)) % 3
+        sure = 0.5 + numbers / 20 + self.offset
+        probabilities = ((1 - sure) / 2)[:, None].repeat(1, 3)
+        return probabilities.scatter(1, guess[:, None], sure[:, None])
+
+    predict_step = test_step
+
+
+def make_data() -> Backwards:
+    return Backwards(Numbered(), standardize="weights", weights_input=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+
+
+def make_trainer(folder: Path) -> Trainer:
+    return Trainer(
+        accelerator="cpu", callbacks=[PredictionWriter()], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
+    )  # fmt: skip
+
+
+def written(folder: Path) -> list[dict[str, str]]:
+    with (folder / PREDICTIONS_CSV).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_predictions_stand_in_the_order_of_the_images(tmp_path: Path, command: str) -> None:
+    options: dict[str, bool] = {"verbose": False} if command == "test" else {"return_predictions": False}
+    getattr(make_trainer(tmp_path), command)(Guesser(), make_data(), **options)
+    rows = written(tmp_path)
+    assert list(rows[0]) == ["image", "true", "predicted", "p(cat)", "p(dog)", "p(cow)"]
+    assert [row["image"] for row in rows] == [f"test/{letter}.png" for letter in "abcdefghij"]
+    for number, row in enumerate(rows):
+        assert row["true"] == CLASSES[number % 3]
+        assert row["predicted"] == CLASSES[(number + (number == 4)) % 3]
+        assert float(row[f"p({row['predicted']})"]) == pytest.approx(0.5 + number / 20, abs=1e-6)
+        assert sum(float(row[f"p({name})"]) for name in CLASSES) == pytest.approx(1, abs=1e-5)
+
+
+def test_test_leaves_report_and_pictures(tmp_path: Path) -> None:
+    make_trainer(tmp_path).test(Guesser(), make_data(), verbose=False)
+    report = json.loads((tmp_path / REPORT).read_text())
+    assert report["accuracy"] == pytest.approx(0.9)
+    assert report["confusion_matrix"] == [[4, 0, 0], [0, 2, 1], [0, 0, 3]]
+    for name in (CONFUSION_PNG, PREDICTIONS_PNG):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_leaves_predictions_only(tmp_path: Path) -> None:
+    make_trainer(tmp_path).predict(Guesser(), make_data(), return_predictions=False)
+    assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS_CSV]
+
+
+def test_second_test_counts_no_image_of_the_first(tmp_path: Path) -> None:
+    trainer, data = make_trainer(tmp_path), make_data()
+    trainer.test(Guesser(), data, verbose=False)
+    trainer.test(Guesser(offset=-0.1), data, verbose=False)
+    assert json.loads((tmp_path / REPORT).read_text())["images"] == 10
+    assert float(written(tmp_path)[9]["p(cat)"]) == pytest.approx(0.85)
+
+
+def test_examples_are_the_images_with_their_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+
+    def note(pixels: np.ndarray, titles: list[str], heading: str, colours: list[str]) -> object:
+        drawn.update(numbers=pixels[:, 0, 0, 0].tolist(), shape=pixels.shape[1:], titles=titles, colours=colours)
+        return figure(pixels, titles, heading, colours)
+
+    figure = predictions.grid_figure
+    monkeypatch.setattr(predictions, "grid_figure", note)
+    make_trainer(tmp_path).test(Guesser(), make_data(), verbose=False)
+    assert drawn["numbers"] == list(range(10))
+    assert drawn["shape"] == (8, 8, 3)
+    assert drawn["titles"][:5] == ["cat 50%", "dog 55%", "cow 60%", "cat 65%", "cow 70%"]
+    assert [number for number, colour in enumerate(drawn["colours"]) if colour == "crimson"] == [4]

@@ -1,0 +1,376 @@
+"""`TransferClassifier`: what trains and what does not, what the optimizer is given, and what is measured."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from torch import Tensor, nn
+
+from src.batch import Batch
+from src.errors import UserError
+from src.model.classifier import TransferClassifier
+from src.model.vgg import LAYERS
+
+FIRST_CONV_OF = {4: "block5_conv1", 8: "block4_conv1", 18: "block1_conv1"}
+Groups = list[dict[str, Any]]
+
+
+def make(**options: Any) -> TransferClassifier:
+    torch.manual_seed(0)
+    return TransferClassifier(weights=None, **options)
+
+
+@pytest.fixture(scope="module")
+def shared() -> TransferClassifier:
+    return make(hidden=8)
+
+
+@pytest.fixture
+def model(shared: TransferClassifier) -> TransferClassifier:
+    """Give a network whose weights tests leave alone; stage and mode are reset."""
+    shared.trainable_layers = 0
+    shared.zero_grad()
+    return shared.train()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def batch_of(images: Tensor, entry: int = 0, num_classes: int = 10) -> Batch:
+    n = len(images)
+    return Batch(images, torch.arange(n) % num_classes, torch.arange(n), entry)
+
+
+def structure(head: nn.Sequential) -> list[str]:
+    return [type(layer).__name__ for layer in head if not (isinstance(layer, nn.Dropout) and layer.p == 0)]
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 95])
+def test_head_is_the_tutorials(image_size: int) -> None:
+    head = make(image_size=image_size, num_classes=7).head
+    assert structure(head) == ["Flatten", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    linear = [(layer.in_features, layer.out_features) for layer in head if isinstance(layer, nn.Linear)]
+    assert linear == [(512 * (image_size // 32) ** 2, 256), (256, 7)]
+
+
+def test_dropout_stands_before_the_classifier() -> None:
+    head = make(hidden=16, dropout=0.4).head
+    assert structure(head) == ["Flatten", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
+    assert [layer.p for layer in head if isinstance(layer, nn.Dropout)] == [0.4]
+    assert [layer.out_features for layer in head if isinstance(layer, nn.Linear)] == [16, 10]
+
+
+def test_head_without_hidden_layer_is_linear() -> None:
+    assert structure(make(hidden=0).head) == ["Flatten", "Linear"]
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_logits_are_those_of_backbone_and_head(image_size: int) -> None:
+    model = make(hidden=8, image_size=image_size, num_classes=3).eval()
+    images = torch.randn(2, 3, image_size, image_size)
+    with torch.no_grad():
+        assert model(images).shape == (2, 3)
+        assert torch.equal(model(images), model.head(model.backbone(images)))
+
+
+@pytest.mark.parametrize("image_size", [31, 1, 0])
+def test_images_that_would_vanish_are_refused(image_size: int) -> None:
+    with pytest.raises(UserError, match=rf"images of {image_size} pixels .* at least 32"):
+        TransferClassifier(weights=None, image_size=image_size)
+
+
+def test_hyperparameters_are_plain_scalars(shared: TransferClassifier) -> None:
+    assert {type(value) for value in shared.hparams.values()} <= {int, float, str, bool, type(None)}
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 4, 5, 8, 18])
+def test_exactly_the_last_layers_and_the_head_train(model: TransferClassifier, layers: int) -> None:
+    model.trainable_layers = 18 - layers  # whatever was before
+    model.trainable_layers = layers
+    assert model.trainable_layers == layers
+    training = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    upper = LAYERS[18 - layers :]
+    wanted = {f"backbone.{name}.{kind}" for name in upper if "conv" in name for kind in ("weight", "bias")}
+    assert training == wanted | {f"head.{name}" for name, _ in model.head.named_parameters()}
+
+
+def test_frozen_parameters_have_no_gradient_at_all(model: TransferClassifier, images: Tensor) -> None:
+    model.trainable_layers = 8
+    model(images).sum().backward()
+    upper = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in upper)
+    model.trainable_layers = 4
+    frozen = model.backbone.prefix_parameters(14)
+    assert all(parameter.grad is None for parameter in frozen)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # they were not asked to forget
+
+
+@pytest.mark.parametrize("layers", [0, 4, 8, 18])
+@pytest.mark.parametrize("entry", [1, 3, 10, 13, 14, 18])
+@torch.no_grad()
+def test_features_continue_where_they_enter(model: TransferClassifier, images: Tensor, layers: int, entry: int) -> None:
+    model.eval()
+    model.trainable_layers = layers
+    features = model.backbone(images, 0, entry)
+    assert torch.equal(model(features, entry), model(images))
+
+
+@pytest.mark.parametrize("layers", [0, 4, 8])
+@torch.no_grad()
+def test_prefix_gives_what_the_suffix_takes(model: TransferClassifier, images: Tensor, layers: int) -> None:
+    model.eval()
+    model.trainable_layers = layers
+    features = model.prefix(images)
+    assert torch.equal(features, model.backbone(images, 0, 18 - layers))
+    assert torch.equal(model.prefix(model.backbone(images, 0, 5), 5), features)
+    assert torch.equal(model(features, 18 - layers), model(images))
+
+
+def test_prefix_has_no_graph_even_where_parameters_want_gradients(model: TransferClassifier, images: Tensor) -> None:
+    model.backbone.requires_grad_(True)
+    features = model.prefix(images)
+    assert features.grad_fn is None
+    assert not features.requires_grad
+
+
+@pytest.mark.parametrize("layers", [0, 4, 8])
+def test_graph_ends_below_the_suffix(model: TransferClassifier, images: Tensor, layers: int) -> None:
+    model.trainable_layers = layers
+    model.backbone.requires_grad_(True)  # the worst case: only no_grad keeps autograd out of the prefix
+    saved: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor.shape[1] if tensor.ndim == 4 else 0)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(images)
+    reached = {id(parameter) for parameter in _leaves(logits)}
+    frozen = model.backbone.prefix_parameters(18 - layers)
+    assert reached == {id(parameter) for parameter in model.parameters()} - {id(parameter) for parameter in frozen}
+    assert not {3, 64, 128} & set(saved)  # nothing of the blocks 1 and 2 is kept in memory
+    assert any(saved) == (layers > 0)
+
+
+def _leaves(output: Tensor) -> list[Tensor]:
+    found, waiting, seen = [], [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def outline(groups: Groups) -> list[tuple[object, object, list[int]]]:
+    return [(group["layer"], group.get("weight_decay"), [id(p) for p in group["params"]]) for group in groups]
+
+
+@pytest.mark.parametrize("hidden", [8, 0])
+def test_groups_are_the_same_at_every_stage(hidden: int) -> None:
+    model = make(hidden=hidden)
+    model.trainable_layers = 0
+    at_first = outline(model.parameter_groups())
+    for layers in (4, 18, 1, 0):
+        model.trainable_layers = layers
+        assert outline(model.parameter_groups()) == at_first
+
+
+def test_groups_hold_every_parameter_once(model: TransferClassifier) -> None:
+    grouped = [id(parameter) for group in model.parameter_groups() for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for parameter in model.parameters()}
+
+
+def test_groups_go_from_the_bottom_to_the_head(model: TransferClassifier) -> None:
+    layers = list(dict.fromkeys(group["layer"] for group in model.parameter_groups()))
+    assert layers == [*(name for name in LAYERS if "conv" in name), "head"]
+    modules = {**dict(model.backbone.named_children()), "head": model.head}
+    for group in model.parameter_groups():
+        own = {id(parameter) for parameter in modules[group["layer"]].parameters()}
+        assert {id(parameter) for parameter in group["params"]} <= own
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    model = make(hidden=8, optimizer=lambda params: torch.optim.SGD(params, lr=0.1, weight_decay=0.5))
+    model.trainable_layers = 4
+    optimizer = model.configure_optimizers()
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.fill_(1.0)
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = {name: round(parameter.flatten()[0].item(), 6) for name, parameter in model.named_parameters()}
+    shrunk = {name for name, value in after.items() if value == 0.95}
+    assert shrunk == {
+        *(f"backbone.block5_conv{number}.weight" for number in (1, 2, 3)),
+        "head.hidden.weight",
+        "head.linear.weight",
+    }
+    assert {after[name] for name in set(after) - shrunk} == {1.0}
+
+
+def test_one_step_moves_what_trains_and_nothing_else(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(hidden=8, optimizer=lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.1))
+    model.trainable_layers = 4
+    listen(model, monkeypatch)
+    optimizer = model.configure_optimizers()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.training_step(batch_of(images)).backward()
+    optimizer.step()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(moved) == 6 + 6  # three convolutions of block5; the head's two linear layers and its norm
+
+
+def fake(model: TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Let the first pixels be the logits, and collect what the model logs."""
+    monkeypatch.setattr(model, "forward", lambda inputs, entry=0: inputs.flatten(1)[:, :10])
+    return listen(model, monkeypatch)
+
+
+def listen(model: TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Collect what the model logs, for want of a trainer."""
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(model, "log", lambda name, value: logged.update({name: float(value)}))
+    monkeypatch.setattr(model, "log_dict", lambda values: logged.update({n: float(v) for n, v in values.items()}))
+    return logged
+
+
+def batches(sizes: tuple[int, ...]) -> list[Batch]:
+    rng = torch.Generator().manual_seed(3)
+    found = []
+    for size in sizes:
+        logits = 2 * torch.randn(size, 3, 32, 32, generator=rng)
+        labels = torch.randint(0, 10, (size,), generator=rng)
+        logits.flatten(1)[torch.arange(size), labels] += 1
+        found.append(Batch(logits, labels, torch.arange(size)))
+    return found
+
+
+def measured(seen: list[Batch]) -> dict[str, float]:
+    logits = torch.cat([batch.inputs.flatten(1)[:, :10] for batch in seen]).double()
+    labels = torch.cat([batch.labels for batch in seen]).numpy()
+    predicted = logits.argmax(dim=1).numpy()
+    return {
+        "loss": float(log_loss(labels, logits.softmax(dim=1).numpy(), labels=np.arange(10))),
+        "acc": float(accuracy_score(labels, predicted)),
+        "f1": float(f1_score(labels, predicted, average="macro")),
+    }
+
+
+Step = Callable[[TransferClassifier, Batch], object]
+End = Callable[[TransferClassifier], None]
+
+
+@pytest.mark.parametrize(
+    ("split", "step", "end"),
+    [
+        ("train", TransferClassifier.training_step, TransferClassifier.on_train_epoch_end),
+        ("val", TransferClassifier.validation_step, TransferClassifier.on_validation_epoch_end),
+        ("test", TransferClassifier.test_step, TransferClassifier.on_test_epoch_end),
+    ],
+)
+def test_metrics_weigh_every_image_alike(
+    model: TransferClassifier, monkeypatch: pytest.MonkeyPatch, split: str, step: Step, end: End
+) -> None:
+    logged = fake(model, monkeypatch)
+    for sizes in ((40, 40, 3), (5, 60)):  # two epochs: the second must not remember the first
+        seen = batches(sizes)
+        for batch in seen:
+            step(model, batch)
+        end(model)
+        names = ("loss", "acc") if split == "train" else ("loss", "acc", "f1")
+        wanted = {f"{split}/{name}": measured(seen)[name] for name in names}
+        assert {n: v for n, v in logged.items() if n != "train/batch_loss"} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_label_smoothing_is_for_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(hidden=0, label_smoothing=0.2)
+    logged = fake(model, monkeypatch)
+    (batch,) = batches((50,))
+    loss = model.training_step(batch)
+    smooth = 0.02 + 0.8 * nn.functional.one_hot(batch.labels, 10)
+    assert loss.item() == pytest.approx(-(smooth * batch.inputs.flatten(1)[:, :10].log_softmax(1)).sum(1).mean().item())
+    model.validation_step(batch)
+    model.on_validation_epoch_end()
+    assert logged["val/loss"] == pytest.approx(measured([batch])["loss"], rel=1e-5)
+
+
+def test_batch_without_images_counts_nothing(model: TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = fake(model, monkeypatch)
+    (full,) = batches((20,))
+    empty = Batch(full.inputs[:0], full.labels[:0], full.indices[:0])
+    for batch in (full, empty):
+        model.validation_step(batch)
+    model.on_validation_epoch_end()
+    assert logged["val/loss"] == pytest.approx(measured([full])["loss"], rel=1e-5)
+    assert model.test_step(empty).shape == (0, 10)
+
+
+@pytest.mark.parametrize("step", ["test_step", "predict_step"])
+def test_steps_give_probabilities(
+    model: TransferClassifier, monkeypatch: pytest.MonkeyPatch, images: Tensor, step: str
+) -> None:
+    model.eval()
+    with torch.no_grad():
+        given = getattr(model, step)(batch_of(images))
+        torch.testing.assert_close(given, model(images).softmax(dim=1))
+    model.test_metrics.reset()
+
+
+@pytest.mark.parametrize("before", [(30, 7), ()])
+def test_metrics_of_a_broken_epoch_go_on(
+    model: TransferClassifier, monkeypatch: pytest.MonkeyPatch, before: tuple[int, ...]
+) -> None:
+    fake(model, monkeypatch)
+    first, rest = batches((*before, 25))[: len(before)], batches((*before, 25))[len(before) :]
+    for batch in first:
+        model.training_step(batch)
+    saved: dict[str, Any] = {}
+    model.on_save_checkpoint(saved)
+    file = io.BytesIO()
+    torch.save(saved, file)
+    model.train_metrics.reset()
+    file.seek(0)
+
+    resumed = make(hidden=0)
+    logged = fake(resumed, monkeypatch)
+    resumed.on_load_checkpoint(torch.load(file, weights_only=True))
+    for batch in rest:
+        resumed.training_step(batch)
+    resumed.on_train_epoch_end()
+    wanted = measured([*first, *rest])
+    assert logged["train/loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    assert logged["train/acc"] == pytest.approx(wanted["acc"])
+    assert (resumed.train_metrics["acc"].tp + resumed.train_metrics["acc"].fn).sum() == 0  # ready for the next epoch
+
+
+def test_epoch_that_was_saved_at_its_end_can_be_measured(
+    model: TransferClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(model, monkeypatch)
+    seen = batches((30,))
+    model.training_step(seen[0])
+    saved: dict[str, Any] = {}
+    model.on_save_checkpoint(saved)
+    resumed = make(hidden=0)
+    logged = fake(resumed, monkeypatch)
+    resumed.on_load_checkpoint(saved)
+    resumed.on_train_epoch_end()  # without a further batch, torchmetrics would warn
+    assert logged["train/loss"] == pytest.approx(measured(seen)["loss"], rel=1e-5)
+    model.train_metrics.reset()
+
+
+def test_checkpoint_without_metrics_loads(model: TransferClassifier) -> None:
+    model.on_load_checkpoint({})

@@ -1,0 +1,82 @@
+"""Two processes are one: the same images, the same weights, the same metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import REPOSITORY, run
+
+EPOCHS = 3
+
+
+def words(root: Path, name: str, processes: int, *more: str) -> list[str]:
+    files = ["staged.yaml", "with/sample.yaml"] + ["with/ddp.yaml"] * (processes > 1)
+    configs = [word for file in files for word in ("--config", str(REPOSITORY / "configs" / file))]
+    options = {
+        "data.source.size": 160, "data.batch_size": 32 // processes, "trainer.accelerator": "cpu",
+        "trainer.devices": processes, "run.root": root, "run.name": name,
+        "model.hidden": 0,  # without BatchNorm, whose statistics are a process's own on CPUs
+    }  # fmt: skip
+    return [*configs, *(word for option, value in options.items() for word in (f"--{option}", str(value))), *more]
+
+
+def fit(root: Path, name: str, processes: int, *more: str) -> None:
+    witness = ["--trainer.callbacks+=tests.support.Witness", "--trainer.callbacks.folder", str(root / f"{name}-seen")]
+    stages = ["--unfreezing.stages", "{0: 0, 1: 4, 2: 18}", "--trainer.max_epochs", str(EPOCHS)]
+    run("fit", *words(root, name, processes, *stages, *witness, *more))
+
+
+def seen(root: Path, name: str, epoch: int, rank: int) -> dict[str, Any]:
+    return json.loads((root / f"{name}-seen" / f"epoch{epoch}-rank{rank}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    fit(root, "one", 1)
+    fit(root, "two", 2)
+    return root
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_replicas_are_identical_after_every_stage(runs: Path, epoch: int) -> None:
+    first, second = (seen(runs, "two", epoch, rank) for rank in (0, 1))
+    assert first["bits"] == second["bits"]
+    assert epoch == 0 or first["bits"] != seen(runs, "two", epoch - 1, 0)["bits"]
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_processes_share_the_augmented_images_of_an_epoch(runs: Path, epoch: int) -> None:
+    both = [tuple(image) for rank in (0, 1) for image in seen(runs, "two", epoch, rank)["images"]]
+    assert sorted(both) == sorted(tuple(image) for image in seen(runs, "one", epoch, 0)["images"])
+    assert len(both) == 112
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_training_follows_that_of_one_process(runs: Path, epoch: int) -> None:
+    ours, theirs = (seen(runs, name, epoch, 0)["weights"] for name in ("two", "one"))
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=0.02)
+
+
+def test_only_what_trains_is_communicated(runs: Path) -> None:
+    assert [seen(runs, "two", epoch, 0)["communicated"] for epoch in range(EPOCHS)] == [5_130, 7_084_554, 14_719_818]
+
+
+def test_every_image_counts_once_where_numbers_do_not_divide(runs: Path, tmp_path: Path) -> None:
+    """325 images give 65 for the test, in batches of 32 and of 2 × 16."""
+    checkpoint = runs / "one" / "version_0" / "checkpoints" / "best.ckpt"
+    reports = []
+    for processes in (1, 2):
+        copy = tmp_path / f"{processes}.ckpt"  # outside of a run directory, so that each test has its own
+        copy.write_bytes(checkpoint.read_bytes())
+        run("test", *words(tmp_path, str(processes), processes, "--data.source.size", "325", "--ckpt_path", str(copy)))
+        reports.append(json.loads((tmp_path / str(processes) / "version_0" / "test_report.json").read_text()))
+    one, two = reports
+    assert one["images"] == two["images"] == 65
+    assert sum(map(sum, two["confusion_matrix"])) == 65
+    for field in ("accuracy", "macro_f1", "confusion_matrix", "classes"):
+        assert one[field] == two[field]
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)

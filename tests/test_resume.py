@@ -1,0 +1,85 @@
+"""A run that was killed, wherever, ends as if it had not been: bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import REPOSITORY, run
+
+STAGES = "{0: 0, 2: 4, 4: 18}"
+TIMES = {"images_per_second", "train_seconds"}
+
+
+def fit(root: Path, name: str, *more: str, check: bool = True) -> Any:
+    """Train through three stages with augmentation, dropout and cosine rates, on as few images as that takes."""
+    configs = [REPOSITORY / "configs" / file for file in ("staged.yaml", "with/sample.yaml")]
+    words = [word for config in configs for word in ("--config", str(config))]
+    words += ["--unfreezing.stages", STAGES, "--trainer.max_epochs", "6", "--data.source.size", "60"]
+    words += ["--data.batch_size", "14", "--run.root", str(root), "--run.name", name, "--run.test_after_fit", "false"]
+    return run("fit", *words, *more, check=check)
+
+
+def signal_at(epoch: int, batch: int, name: str) -> list[str]:
+    callback = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", str(epoch)]
+    return [*callback, "--trainer.callbacks.batch", str(batch), "--trainer.callbacks.name", name]
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("untouched")
+    fit(root, "run")
+    return root / "run" / "version_0"
+
+
+def assert_same(run_directory: Path, reference: Path) -> None:
+    assert [path.name for path in run_directory.parent.iterdir()] == ["version_0"]
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (run_directory, reference)
+    )
+    for part in ("state_dict", "optimizer_states", "train_metrics", "global_step", "epoch"):
+        assert differences(ours[part], theirs[part], part) == []
+    assert history(run_directory) == history(reference)
+    # More than one epoch, so that something could have gone wrong.
+    assert len(history(reference)) == 6
+
+
+def history(run_directory: Path) -> list[dict[str, str]]:
+    header, *lines = (run_directory / "history.csv").read_text().splitlines()
+    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def differences(ours: Any, theirs: Any, where: str) -> list[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.keys() != theirs.keys():
+            return [f"{where}: {ours.keys() ^ theirs.keys()}"]
+        return [found for key in ours for found in differences(ours[key], theirs[key], f"{where}.{key}")]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [found for i, (a, b) in pairs for found in differences(a, b, f"{where}[{i}]")]
+    same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+    return [] if same else [where]
+
+
+def test_killed_in_every_stage_equals_never_killed(untouched: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path, "run", *signal_at(1, 1, "SIGKILL"), check=False).returncode == -9
+    for epoch, batch in ((3, 0), (5, 2)):
+        killed = fit(tmp_path, "run", *signal_at(epoch, batch, "SIGKILL"), "--ckpt_path", "last", check=False)
+        assert killed.returncode == -9
+    fit(tmp_path, "run", "--ckpt_path", "last")
+    assert_same(tmp_path / "run" / "version_0", untouched)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_stopped_within_an_epoch_equals_never_stopped(untouched: Path, tmp_path: Path, name: str, code: int) -> None:
+    stopped = fit(tmp_path, "run", *signal_at(4, 1, name), check=False)
+    assert stopped.returncode == code
+    assert f"stopped by {name}" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    last = torch.load(tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
+    fit(tmp_path, "run", "--ckpt_path", "last")
+    assert_same(tmp_path / "run" / "version_0", untouched)
