@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -18,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
+from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
 from src.callbacks.history import History
 from src.callbacks.predictions import PredictionWriter
@@ -30,7 +30,8 @@ from src.data.datamodule import ImageDataModule
 from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
-from src.plain_errors import check_configs, check_fit, hidden_error, known_options, plain, plain_trainer, read_checkpoint
+from src.plain_errors import hidden_error, known_options, plain, plain_trainer
+from src.preflight import check_configs, check_fit, make_folder, read_checkpoint
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -80,6 +81,7 @@ class ThawCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_lightning_class_args(StagedUnfreezing, "unfreezing")
+        parser.add_lightning_class_args(FrozenFeatureCache, "feature_cache")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=_input_of)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -101,7 +103,7 @@ class ThawCLI(LightningCLI):
         self.options = RunOptions(**config.run)
         self.name = run_name(self.options, [Path(str(path)) for path in config.config or []])
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
-        self.checkpoint = wanted and find_checkpoint(str(wanted), Path(self.options.root), self.name)
+        self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
 
     def instantiate_classes(self) -> None:
@@ -114,7 +116,8 @@ class ThawCLI(LightningCLI):
         """Find what would go wrong before a run directory exists."""
         if self.checkpoint is not None:
             content = read_checkpoint(self.checkpoint)
-            self.datamodule.load_state_dict(content.get("ImageDataModule", {}))
+            if "ImageDataModule" in content:
+                self.datamodule.load_state_dict(content["ImageDataModule"])
             check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
@@ -148,8 +151,16 @@ class ThawCLI(LightningCLI):
         return callbacks
 
     def before_fit(self) -> None:
-        if self.checkpoint is not None:
-            return  # its weights replace whatever the network starts with
+        try:
+            self.model.configure_optimizers()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer cannot be made: {error}.") from error
+        if self.checkpoint is None:  # its weights would replace whatever the network starts with
+            self._load_weights()
+        if isinstance(self.trainer.logger, RunLogger):
+            make_folder(Path(self.trainer.logger.root_dir))
+
+    def _load_weights(self) -> None:
         if self.options.warm_start is None:
             self.model.load_pretrained()
         else:
@@ -185,6 +196,7 @@ class ThawCLI(LightningCLI):
 
     def _report(self, metrics: dict[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "batch" not in name)
+        assert isinstance(self.trainer.logger, RunLogger)
         folder = Path(self.trainer.logger.log_dir)  # the trainer's log_dir would wait for the other processes
         print(f"\n{shown or self.subcommand}: everything of this run is in {folder}")
         files = sorted(path.name for path in folder.iterdir() if path.suffix in _SHOWN)

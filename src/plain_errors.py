@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, _SubParsersAction
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import SequenceMatcher, get_close_matches
-from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
-
-import torch
-import yaml
-from torch import Tensor
 
 from src.errors import UserError
 
@@ -32,7 +25,7 @@ _REQUIRED = {
     "unfreezing.stages": "give a recipe, e.g. --config configs/last4.yaml",
     "data.source.root": "say where the images are, e.g. --data.source.init_args.root path/to/images",
 }
-_TYPES = {"NoneType": "null", "bool": "true or false", "dict": "a mapping", "list": "a list", "str": "a text"}
+_TYPES = {"NoneType": ["null"], "bool": ["true", "false"], "dict": ["a mapping"], "list": ["a list"]}
 _COMMAND = r"(?:fit|validate|test|predict)"
 
 Options = Collection[str]
@@ -131,29 +124,28 @@ def _explain(key: str, rest: str) -> str:
             return _explain(f"{key}.{inner['key']}", inner["rest"])
         value = re.search(r"Unable to load config ['\"](.*?)['\"]", rest)
         return f"{key} is {_quoted(value[1] if value else '')}: no such YAML file; or give --{key}.<option> <value>."
-    if inner := re.search(r"Option '(?P<name>[^']*)' is not accepted", rest):
+    if inner := re.search(r"(?:Option|Key) '(?P<name>[^']*)' is not (?:accepted|expected)", rest):
         owner = re.search(r"class_path[ =]'([^']*)'", rest)
         what = f": {owner[1].rpartition('.')[2]} has no such option" if owner else ""
         return f"unknown option {key}.{inner['name']}{what}. See: python -m src.cli fit --{key}.help"
     if inner := re.search(r"the following arguments are required: (?P<keys>[\w., ]*\w)", rest):
         return _say_missing([f"{key}.{name}" for name in inner["keys"].split(", ")])
-    value = re.search(r"(?:Given value|Got value): (?P<value>.*)$", rest) or re.search(_WRONG_CLASS, rest)
+    value = re.search(_VALUE, rest) or re.search(_WRONG_CLASS, rest)
     expected = _WANTED.get(key) or either(_types(rest))
     if value and expected:
         return f"{key} is {_quoted(value['value'])}: expected {expected}."
     return f"{key}: expected {expected}." if key in _WANTED else f"{key}: {rest}"
 
 
-_WRONG_CLASS = (
-    r"(?:given class_path '|import path string: |Import path |Expected a path but )(?P<value>[^' ]+)"  # jsonargparse's
-)
+_VALUE = r"(?:Given|Got) value: (?P<value>.*?)(?:\. Got value: .*)?$"
+_WRONG_CLASS = r"(?:given class_path '|import path string: |Import path |Expected a path but )(?P<value>[^' ]+)"
 
 
 def _types(text: str) -> list[str]:
     """List what a value may be, from `Expected a <class 'int'>` and `Expected a typing.Literal['a', 'b']`."""
     found = []
     for name, choices in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]*)\])", text):
-        found += [_TYPES.get(name, name)] if name else [choice.strip(" '") for choice in choices.split(",")]
+        found += _TYPES.get(name, [name]) if name else [choice.strip(" '") for choice in choices.split(",")]
     return list(dict.fromkeys(found))
 
 
@@ -173,7 +165,7 @@ def _no_gpu(match: re.Match[str], options: Options) -> str:
 
 
 def _trainer_choice(match: re.Match[str], options: Options) -> str:
-    choices = [choice for choice in match["choices"].split(", ") if choice.strip(".")]
+    choices = sorted(match["choices"].split(", "))  # Lightning keeps the accelerators in a set
     return f"trainer.{match['key']} is {_quoted(match['value'])}: expected {either(choices)}."
 
 
@@ -186,14 +178,15 @@ def _trainer(match: re.Match[str], options: Options) -> str:
 
 
 _RULES: list[tuple[str, Callable[[re.Match[str], Options], str]]] = [
-    (r'^Parser key "(?:config|cfg)": .*?(?:does not exist|not a file|not readable): \'(?P<path>[^\']*)\'', _no_config),
+    (r'^Parser key "(?:config|cfg)": .*?(?:does not exist|not a file|not readable): \'?(?P<path>[^\']*)', _no_config),
     (r'^Parser key "(?P<key>[^"]*)": (?P<rest>.*)$', _bad_value),
     (r"unrecognized arguments: (?P<word>\S+)", _unknown_option),
-    (r"(?:Subcommand|Group) '\w+' does not accept option '(?P<key>[^']*)'", _unknown_key),
-    (rf"^Option '(?:{_COMMAND}\.)?(?P<key>[^']*)' is not accepted", _unknown_key),
-    (r"invalid choice: '(?P<word>[^']*)' \(choose from (?P<choices>[^)]*)\)", _unknown_command),
+    (r"(?:Subcommand|Group) '\w+' does not accept (?:option|nested key) '(?P<key>[^']*)'", _unknown_key),
+    (rf"^(?:Option|Key) '(?:{_COMMAND}\.)?(?P<key>[^']*)' is not (?:accepted|expected)", _unknown_key),
+    (r"invalid choice: '(?P<word>[^']*)'.*? \(choose from (?P<choices>[^)]*)\)", _unknown_command),
     (r"^argument (?P<option>\S+): expected (?:one|at least one|\d+) argument", _no_word),
     (r"the following arguments are required: (?P<keys>.*)$", _missing),
+    (r"^Key \"(?P<keys>[^\"]*)\" is required", _missing),
     (r"^Problems parsing config: (?P<what>.*)$", _bad_yaml),
     (r"^Unexpected config: (?P<what>.*)$", _bad_config),
     (r"No supported gpu backend found|`(?:CUDA|MPS)Accelerator` can not run on your system", _no_gpu),
@@ -230,66 +223,3 @@ def known_options(parser: ArgumentParser) -> set[str]:
         if isinstance(action, _SubParsersAction):
             names.update(*(known_options(command) for command in action.choices.values()))
     return names
-
-
-def check_configs(args: Sequence[str]) -> None:
-    """Refuse configuration files that are no YAML; the parser would not say which file it is.
-
-    Args:
-        args: Words of the command line.
-    """
-    paths = [Path(value) for word, value in pairwise(args) if word in ("-c", "--config")]
-    paths += [Path(word.partition("=")[2]) for word in args if word.startswith("--config=")]
-    for path in paths:
-        if not path.is_file():
-            continue  # the parser says so
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise UserError(f"'{path}' is not valid YAML{where}: {error.problem}.") from error
-        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict | None):
-            raise UserError(f"'{path}' holds no options: it should consist of lines such as 'trainer: …'.")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
-
-    Raises:
-        UserError: The file is none.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{path}' is damaged or no checkpoint. {_CHECKPOINT_ADVICE}") from error
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
-        raise UserError(f"'{path}' is no checkpoint of a training. {_CHECKPOINT_ADVICE}")
-    return content
-
-
-def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint of another network.
-
-    Args:
-        path: The checkpoint, for the message.
-        saved: Its state dict.
-        wanted: The network's own.
-    """
-    wrong = [f"it lacks {name}" for name in wanted if name not in saved]
-    wrong += [f"its {name} has no place" for name in saved if name not in wanted]
-    for name in saved.keys() & wanted.keys():
-        if saved[name].shape != wanted[name].shape:
-            shapes = [" × ".join(map(str, tensor.shape)) for tensor in (saved[name], wanted[name])]
-            wrong.append(f"its {name} is {shapes[0]} instead of {shapes[1]}")
-    if wrong:
-        more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
-        raise UserError(
-            f"'{path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. "
-            "Use the configuration of its run: the config.yaml beside its folder."
-        )
-
-
-_CHECKPOINT_ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."

@@ -51,7 +51,9 @@ class Witness(Callback):
             "bits": hash_of(pl_module.state_dict()),
             "layers": {name: hash_of(layer.state_dict()) for name, layer in _layers(pl_module)},
             "with_gradient": self.with_gradient,
-            "with_state": [name for name, layer in _layers(pl_module) if any_has(layer, trainer.optimizers[0].state.get)],
+            "with_state": [
+                name for name, layer in _layers(pl_module) if any_has(layer, trainer.optimizers[0].state.get)
+            ],
             "communicated": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
         }
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from src.model.vgg import ConvReLU, VGGBackbone, expected_input
 pytestmark = pytest.mark.data
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-TRAIN, TEST = 80, 20  # images a class
+TRAIN, TEST = 100, 20  # images a class
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_new_head_on_the_real_weights_learns_in_a_few_epochs(images: Path, tmp_p
     with (run / "history.csv").open(newline="") as file:
         accuracies = [float(row["val/acc"]) for row in csv.DictReader(file)]
     assert len(accuracies) == 3
-    assert max(accuracies) > 0.45  # chance is 0.1; random weights reach 0.3
+    assert max(accuracies) > 0.45  # chance is 0.1; random weights reach 0.2
     report = json.loads((run / "test_report.json").read_text())
     assert report["images"] == 10 * TEST
     assert report["accuracy"] > 0.4

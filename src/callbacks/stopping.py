@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CHECK_EVERY = 10  # steps between two agreements of several processes, each of which waits for all of them
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
+class Stopped(Exception):
     """A signal ended the training; everything needed to continue is in the last checkpoint."""
 
     def __init__(self, number: int, checkpoint: Path) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.batch import Batch
 from src.data.augment import Augmentation
+from src.data.features import FeatureStore
 from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, Images, Source
 from src.data.split import channel_statistics, train_val_split
@@ -34,12 +35,15 @@ class ArrayDataset(Dataset):
         self.labels = torch.from_numpy(images.labels)
         self.names = images.names
         self.chosen = torch.from_numpy(chosen)
+        self.features: FeatureStore | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, positions: Sequence[int] | np.ndarray) -> Batch:
         indices = self.chosen[torch.as_tensor(positions)]
+        if self.features is not None and (features := self.features.get(indices)) is not None:
+            return Batch(features, self.labels[indices], indices, self.features.entry)
         return Batch(self.pixels[indices], self.labels[indices], indices)
 
     def name_of(self, index: int) -> str:
@@ -94,6 +98,8 @@ class ImageDataModule(LightningDataModule):
         self.weights_input = weights_input
         self.classes = source.classes  # reads names only: a wrong folder is found before anything is made
         self.datasets: dict[str, ArrayDataset] = {}
+        self.views: int | None = None  # how many different views there are; None: no end of them
+        self.images_stay = False  # whether every epoch gives a process the same images
         self.statistics = torch.empty(2, 3)
 
     @property
@@ -145,7 +151,8 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.datasets["train"]
-        return BatchLoader(dataset, TrainBatches(len(dataset), self.batch_size, self.seed, *self._place()))
+        batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._place(), stay=self.images_stay)
+        return BatchLoader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -174,8 +181,16 @@ class ImageDataModule(LightningDataModule):
         pixels: Tensor = batch.inputs
         trainer = self.trainer
         if self.augmentation is not None and trainer is not None and trainer.training:
-            pixels = self.augmentation(pixels, seed=self.seed, view=trainer.current_epoch, indices=batch.indices)
+            view = trainer.current_epoch if self.views is None else trainer.current_epoch % self.views
+            pixels = self.augmentation(pixels, seed=self.seed, view=view, indices=batch.indices)
         return batch._replace(inputs=self.standardized(pixels))
+
+    def view_origin(self) -> dict[str, Any]:
+        """Tell what, beside the network, the features of a view depend on."""
+        return {
+            "seed": self.seed, "augmentation": repr(self.augmentation), "statistics": self.statistics.tolist(),
+            "input_size": self.input_size, "images": {name: len(split) for name, split in self.datasets.items()},
+        }  # fmt: skip
 
     def standardized(self, pixels: Tensor) -> Tensor:
         """Turn pixels from 0 to 255, (N, 3, H, W), into network input at `image_size`, float32."""

@@ -28,12 +28,16 @@ class TrainBatches(Sampler[np.ndarray]):
         seed: Seed of the order.
         rank: This process, from 0.
         world_size: Number of processes.
+        stay: Whether a process gets the same images in every epoch, as a cache of its own needs; the global batches
+            then depend on the number of processes.
 
     Raises:
         UserError: If the images or the batch size are too few for one batch of two images per process.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, stay: bool = False
+    ) -> None:
         _check_place(rank, world_size)
         if batch_size < _MIN_TRAIN_BATCH:
             raise UserError(f"batch_size={batch_size}: BatchNorm needs at least {_MIN_TRAIN_BATCH}.")
@@ -46,6 +50,7 @@ class TrainBatches(Sampler[np.ndarray]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.stay = stay and world_size > 1
         self._n = n
         self._seed = seed
         self.skipping = 0
@@ -74,6 +79,8 @@ class TrainBatches(Sampler[np.ndarray]):
         # what is to be skipped must not be spent before the first batch.
         first, self.skipping = self.skipping, 0
         order = _shuffled(self._n, self._seed, self.epoch)
+        if self.stay:
+            order = order[order % self.world_size == self.rank]
         for batch in range(first, len(self)):
             yield self._slice(order, batch)
 
@@ -81,6 +88,8 @@ class TrainBatches(Sampler[np.ndarray]):
         """Return this process's part of one global batch."""
         start = batch * self.batch_size * self.world_size
         size = min(self.batch_size, (self._n - start) // self.world_size)
+        if self.stay:
+            return order[batch * self.batch_size :][:size]
         return order[start + self.rank * size :][:size]
 
 

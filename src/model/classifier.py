@@ -60,7 +60,11 @@ class TransferClassifier(LightningModule):
         self.image_size = image_size
         self.label_smoothing = label_smoothing
         self.make_optimizer = optimizer
-        self._network: Callable[[Tensor, int], Tensor] = torch.compile(self._run) if compile else self._run
+        self.compiled = compile
+        self._prefix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_prefix) if compile else self._run_prefix
+        self._suffix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_suffix) if compile else self._run_suffix
+        self.keep_features: Callable[[Batch, Tensor, str], None] | None = None
+        """Called with what the frozen layers made of a batch, and the split it is from."""
         self.train_metrics = _metrics(num_classes)
         self.val_metrics = _metrics(num_classes, f1=True)
         self.test_metrics = _metrics(num_classes, f1=True)
@@ -82,7 +86,7 @@ class TransferClassifier(LightningModule):
     @trainable_layers.setter
     def trainable_layers(self, layers: int) -> None:
         self.depth = len(LAYERS) - layers
-        if self._network != self._run:
+        if self.compiled:
             torch._dynamo.reset()  # a graph compiled before could go on without the thawed layers' gradients
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(True)
@@ -93,18 +97,26 @@ class TransferClassifier(LightningModule):
     def prefix(self, inputs: Tensor, entry: int = 0) -> Tensor:
         """Run the frozen layers from `entry` on, without gradients: images in, (N, C, h, w) features out."""
         with torch.no_grad():
-            return self.backbone(inputs, entry, self.depth)
+            return self._prefix(inputs, entry) if entry < self.depth else inputs
 
     def forward(self, inputs: Tensor, entry: int = 0) -> Tensor:
         """Compute logits, (N, classes), from what enters layer `entry`."""
-        return self._network(inputs, entry)
+        return self._suffix(self.prefix(inputs, entry), max(entry, self.depth))
 
-    def _run(self, inputs: Tensor, entry: int) -> Tensor:
-        features = self.prefix(inputs, entry)
-        return self.head(self.backbone(features, max(entry, self.depth)))
+    def _run_prefix(self, inputs: Tensor, entry: int) -> Tensor:
+        return self.backbone(inputs, entry, self.depth)
+
+    def _run_suffix(self, features: Tensor, entry: int) -> Tensor:
+        return self.head(self.backbone(features, entry))
+
+    def _logits(self, batch: Batch, split: str) -> Tensor:
+        features = self.prefix(batch.inputs, batch.entry)
+        if self.keep_features is not None and batch.entry < self.depth:
+            self.keep_features(batch, features, split)
+        return self._suffix(features, max(batch.entry, self.depth))
 
     def training_step(self, batch: Batch) -> Tensor:
-        logits = self(batch.inputs, batch.entry)
+        logits = self._logits(batch, "train")
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         _update(self.train_metrics, logits, batch.labels, loss)
         self.log("train/batch_loss", loss.detach())
@@ -114,14 +126,14 @@ class TransferClassifier(LightningModule):
         self._log_epoch("train", self.train_metrics)
 
     def validation_step(self, batch: Batch) -> None:
-        self._evaluate(batch, self.val_metrics)
+        self._evaluate(batch, self.val_metrics, "val")
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val", self.val_metrics)
 
     def test_step(self, batch: Batch) -> Tensor:
         """Give the probabilities, (N, classes), which callbacks write down."""
-        return self._evaluate(batch, self.test_metrics)
+        return self._evaluate(batch, self.test_metrics, "test")
 
     def on_test_epoch_end(self) -> None:
         self._log_epoch("test", self.test_metrics)
@@ -130,8 +142,8 @@ class TransferClassifier(LightningModule):
         """Give the probabilities, (N, classes), which callbacks write down."""
         return self(batch.inputs, batch.entry).float().softmax(dim=1)
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
-        logits = self(batch.inputs, batch.entry)
+    def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:
+        logits = self._logits(batch, split)
         if len(batch.labels):  # a process may run out of images before the others do
             _update(metrics, logits, batch.labels, F.cross_entropy(logits, batch.labels))
         return logits.float().softmax(dim=1)

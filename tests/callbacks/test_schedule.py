@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from src.callbacks.schedule import HEAD_NUMBER, Rates, parse_stages, trainable_layers
+from src.callbacks.schedule import HEAD_NUMBER, Rates, parse_stages, spell, trainable_layers
 from src.errors import UserError
 
 BLOCK1, BLOCK2, BLOCK3, BLOCK4, BLOCK5, HEAD = 0, 3, 6, 10, 14, 18  # the lowest layer's number
@@ -75,6 +75,28 @@ STAGED = {0: 0, 2: 4, 6: 18}
 AGAIN = {0: 4, 2: 0, 4: 4}
 LOWER_AGAIN = {0: 8, 2: 4, 4: 8}
 LINEAR, COSINE = {"decay": "linear"}, {"decay": "cosine"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "layer", "epoch", "epochs"),
+    [
+        (STAGED, HEAD, 7, (0, 10)),
+        (STAGED, BLOCK5, 1, None),
+        (STAGED, BLOCK5, 2, (2, 10)),
+        (STAGED, BLOCK1, 9, (6, 10)),
+        (AGAIN, BLOCK5, 1, (0, 2)),
+        (AGAIN, BLOCK5, 3, None),
+        (AGAIN, BLOCK5, 9, (4, 10)),
+        (LOWER_AGAIN, BLOCK5, 3, (0, 10)),
+        (LOWER_AGAIN, BLOCK4, 0, (0, 2)),
+        ({0: 4, 20: 0}, BLOCK5, 5, (0, 10)),  # the training ends before the layer freezes
+        ({0: 0, 20: 4}, BLOCK5, 20, (20, 21)),  # and before it thaws: the table of stages shows its first rate
+    ],
+)
+def test_spell_is_the_unbroken_run_of_epochs(
+    stages: dict[int, int], layer: int, epoch: int, epochs: tuple[int, int] | None
+) -> None:
+    assert spell(stages, layer, epoch, max_epochs=10) == epochs
 
 
 @pytest.mark.parametrize(
@@ -151,7 +173,7 @@ LINEAR, COSINE = {"decay": "linear"}, {"decay": "cosine"}
         (LINEAR, LOWER_AGAIN, BLOCK4, 1, 0, 1 / 2),
         (LINEAR, LOWER_AGAIN, BLOCK4, 3, 0, 0.0),
         (LINEAR, LOWER_AGAIN, BLOCK4, 5, 0, 5 / 6),
-        # A stage beyond the end changes nothing before it.
+        # A stage beyond the end of the training changes nothing before it.
         (LINEAR, {0: 4, 20: 18}, BLOCK5, 5, 0, 1 / 2),
         (LINEAR, {0: 4, 20: 0}, BLOCK5, 5, 0, 1 / 2),
     ],

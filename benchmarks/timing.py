@@ -1,0 +1,35 @@
+"""Time several things fairly: interleaved, in one process, medians with their spread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """Seconds a call."""
+
+    median: float
+    low: float
+    """Quarter of the calls were faster."""
+    high: float
+    """Quarter of the calls were slower."""
+
+
+def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, Spread]:
+    """Call each candidate once a round, so that whatever else the machine does hits all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(warmup + rounds):
+        for name, call in candidates.items():
+            begin = time.perf_counter()
+            call()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: _spread(values) for name, values in seconds.items()}
+
+
+def _spread(values: list[float]) -> Spread:
+    low, _, high = statistics.quantiles(values, n=4)
+    return Spread(statistics.median(values), low, high)

@@ -1,0 +1,142 @@
+"""Compute the frozen layers once a view instead of once an epoch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from src.batch import Batch
+from src.callbacks.schedule import trainable_layers
+from src.callbacks.unfreezing import StagedUnfreezing
+from src.data.datamodule import ImageDataModule
+from src.data.features import FeatureStore
+from src.errors import UserError
+from src.model.classifier import TransferClassifier
+from src.model.vgg import output_shapes
+
+FOLDER = "features"
+_GIB = 2**30
+
+
+class FrozenFeatureCache(Callback):
+    """Keep what the frozen layers put out, so that later epochs start above them.
+
+    With `views` set, epoch e shows view e mod views of each training image; each view passes the frozen layers once.
+    Validation images pass them once a stage. A stage of another depth starts anew. Where nothing is frozen nothing is
+    kept, and every epoch shows a new view.
+
+    With several processes each keeps the images it sees, and images stay with their process: so each needs only its
+    share of the memory, on one machine or on many, and nothing is sent.
+
+    Args:
+        views: How many augmented views of each training image there are; null for a new one each epoch and no cache.
+        limit_gib: Memory, or disk space, of a process in GiB; views that do not fit are computed anew.
+        place: Keep features in memory, or on disk in the run directory, where a resumed run finds them again.
+    """
+
+    def __init__(
+        self, views: int | None = None, limit_gib: float = 4.0, place: Literal["memory", "disk"] = "memory"
+    ) -> None:
+        if views is not None and views < 1:
+            raise UserError(f"feature_cache.views is {views}: give 1 or more, or null for no cache.")
+        if limit_gib <= 0:
+            raise UserError(f"feature_cache.limit_gib is {limit_gib}: it must be above 0.")
+        self.views = views
+        self.limit_gib = limit_gib
+        self.place = place
+        self.directory = Path()
+        self.stores: dict[str, FeatureStore] = {}
+        self.stage: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: TransferClassifier, stage: str) -> None:  # type: ignore[override]
+        if stage == "fit" and self.views is not None:
+            _data(trainer).images_stay = True
+            self.directory = Path(trainer.log_dir or ".") / FOLDER
+
+    def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        self._begin_epoch(trainer, pl_module)  # a run resumed within an epoch sees no epoch start
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        self._begin_epoch(trainer, pl_module)
+
+    def _begin_epoch(self, trainer: Trainer, model: TransferClassifier) -> None:
+        if self.views is None:
+            return
+        stage = _stage_begin(trainer)
+        if stage != self.stage:
+            self.stage = stage
+            self._begin_stage(trainer, model)
+        if "train" in self.stores:
+            self.stores["train"].view = trainer.current_epoch % self.views
+
+    def _begin_stage(self, trainer: Trainer, model: TransferClassifier) -> None:
+        data = _data(trainer)
+        self._drop(trainer)
+        data.views = self.views if model.depth else None
+        model.keep_features = self._keep if model.depth else None
+        if not model.depth:
+            return
+        shape = output_shapes(model.image_size)[model.depth - 1]
+        dtype = _feature_type(trainer)
+        left = int(self.limit_gib * _GIB)
+        # Validation first: every epoch uses all of it.
+        for split, views in (("val", 1), ("train", self.views or 1)):
+            dataset = data.datasets[split]
+            share = -(-len(dataset) // trainer.world_size)
+            size = share * torch.Size(shape).numel() * dtype.itemsize
+            kept = min(views, left // size)
+            left -= kept * size
+            if kept < views:
+                rank_zero_only(print)(
+                    f"feature cache: {kept} of {views} {split} view(s) fit into {self.limit_gib:g} GiB "
+                    f"({size / _GIB:.2g} GiB each); the others are computed anew each time",
+                    flush=True,
+                )
+            if kept:
+                folder = self.directory / f"{split}-{trainer.global_rank}" if self.place == "disk" else None
+                origin = {"depth": model.depth, "stage": self.stage, "world": trainer.world_size, **data.view_origin()}
+                store = FeatureStore(len(dataset.labels), kept, shape, dtype, model.depth, folder, origin)
+                self.stores[split] = dataset.features = store
+
+    def _keep(self, batch: Batch, features: Tensor, split: str) -> None:
+        if split in self.stores:
+            self.stores[split].put(batch.indices, features)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        if self.views is None:
+            return
+        self._drop(trainer)
+        pl_module.keep_features = None
+        if trainer.is_global_zero and self.place == "disk":
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _drop(self, trainer: Trainer) -> None:
+        self.stores = {}
+        for dataset in _data(trainer).datasets.values():
+            dataset.features = None
+
+
+def _stage_begin(trainer: Trainer) -> int:
+    """Find the first epoch of the current stage: since then the frozen layers have not changed."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    stages = next(callback.stages for callback in callbacks if isinstance(callback, StagedUnfreezing))
+    epoch = trainer.current_epoch
+    layers = trainable_layers(stages, epoch)
+    while epoch > 0 and trainable_layers(stages, epoch - 1) == layers:
+        epoch -= 1
+    return epoch
+
+
+def _feature_type(trainer: Trainer) -> torch.dtype:
+    half = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.half, "16-true": torch.half}
+    return half.get(str(trainer.precision), torch.float32)
+
+
+def _data(trainer: Trainer) -> ImageDataModule:
+    return trainer.datamodule  # type: ignore[attr-defined]

@@ -1,0 +1,93 @@
+"""Look at the user's files before a run begins, so that a mistake costs seconds and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from src.errors import UserError
+
+_ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
+
+
+def check_configs(args: Sequence[str]) -> None:
+    """Refuse configuration files that are no YAML; the parser would not say which file it is.
+
+    Args:
+        args: Words of the command line.
+    """
+    paths = [Path(value) for word, value in pairwise(args) if word in ("-c", "--config")]
+    paths += [Path(word.partition("=")[2]) for word in args if word.startswith("--config=")]
+    for path in paths:
+        if not path.is_file():
+            continue  # the parser says so
+        try:
+            content = yaml.safe_load(path.read_text())
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise UserError(f"'{path}' is not valid YAML{where}: {error.problem}.") from error
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict | None):
+            raise UserError(f"'{path}' holds no options: it should consist of lines such as 'trainer: …'.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: The file is none.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{path}' is damaged or no checkpoint. {_ADVICE}") from error
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        raise UserError(f"'{path}' is no checkpoint of a training. {_ADVICE}")
+    return content
+
+
+def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint of another network.
+
+    Args:
+        path: The checkpoint, for the message.
+        saved: Its state dict.
+        wanted: The network's own.
+    """
+    wrong = [f"it lacks {name}" for name in wanted if name not in saved]
+    wrong += [f"its {name} has no place" for name in saved if name not in wanted]
+    for name in saved.keys() & wanted.keys():
+        if saved[name].shape != wanted[name].shape:
+            shapes = [" × ".join(map(str, tensor.shape)) for tensor in (saved[name], wanted[name])]
+            wrong.append(f"its {name} is {shapes[0]} instead of {shapes[1]}")
+    if wrong:
+        more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
+        raise UserError(
+            f"'{path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. "
+            "Use the configuration of its run: the config.yaml beside its folder."
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a run's versions.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path, os.W_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"runs cannot be kept in '{path}': {reason}. Choose another folder with --run.root.")

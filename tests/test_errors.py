@@ -1,0 +1,363 @@
+"""Every user's mistake ends in one clear line on standard error, exit code 1, and no run directory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support import REPOSITORY, run
+
+from src.cli import main
+from src.data.datamodule import ImageDataModule
+from src.model.classifier import TransferClassifier
+from src.plain_errors import either, plain, plain_trainer, suggestion
+from src.preflight import make_folder
+
+CONFIGS = REPOSITORY / "configs"
+RECIPE = f"--config {CONFIGS}/head.yaml"
+SAMPLE = f"{RECIPE} --config {CONFIGS}/with/sample.yaml --data.source.init_args.size 50 --trainer.accelerator cpu"
+
+Fail = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make what a user may give by mistake."""
+    folder = tmp_path_factory.mktemp("files")
+    stages = "unfreezing:\n  stages: {0: 0}\n"
+    (folder / "malformed.yaml").write_text("trainer:\n  max_epochs: [1\nfoo: }\n")
+    (folder / "list.yaml").write_text("- 1\n- 2\n")
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    (folder / "key.yaml").write_text(f"{stages}model:\n  hiden: 1\n")
+    (folder / "room.yaml").write_text(f"{stages}trainr:\n  max_epochs: 1\n")
+    (folder / "value.yaml").write_text(f"{stages}trainer:\n  max_epochs: abc\n")
+    (folder / "source.yaml").write_text(f"{stages}data:\n  source: {{class_path: Sample, init_args: {{sise: 60}}}}\n")
+    (folder / "junk.ckpt").write_text("not a checkpoint\n")
+    torch.save({"a": 1}, folder / "dict.ckpt")
+    (folder / "nothing").mkdir()
+    for name in ("cat", "dog"):
+        (folder / "images" / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (32, 32)).save(folder / "images" / "train" / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def fail(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fail:
+    """Run a command line that must fail, in an empty folder, and return its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_main(line: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(shlex.split(line.replace("FILES", str(files))))
+        printed = capsys.readouterr()
+        assert stopped.value.code == 1
+        assert printed.out == ""
+        lines = printed.err.splitlines()
+        assert len(lines) == 1, printed.err
+        assert lines[0].startswith("error: ")
+        assert not list(tmp_path.rglob("version_*"))
+        assert not (tmp_path / "runs").exists()
+        # Words that only somebody who reads the libraries' sources understands.
+        assert not re.search(r"Union subtypes|<class|typing\.|Parser key|Namespace\(|object at 0x", lines[0])
+        return lines[0].removeprefix("error: ")
+
+    return run_main
+
+
+PARSED = {
+    "": ["say what to do", "fit, validate, test", "--config configs/last4.yaml"],
+    RECIPE: ["say what to do"],
+    f"{RECIPE} fit": ["the command comes first", f"python -m src.cli fit {RECIPE}"],
+    "fit": ["unfreezing.stages is missing", "--config configs/last4.yaml"],
+    "test": ["unfreezing.stages is missing", "--config configs/last4.yaml"],
+    f"fitt {RECIPE}": ["unknown command 'fitt'; did you mean fit?"],
+    f"nothing {RECIPE}": ["unknown command 'nothing'", "fit, validate, test or predict"],
+    "fit --config": ["--config has no value"],
+    "fit --config nope.yaml": ["no configuration file 'nope.yaml'"],
+    "fit --config FILES": ["is a folder"],
+    "fit --config FILES/malformed.yaml": ["malformed.yaml' is not valid YAML at line 3, column"],
+    "fit --config=FILES/malformed.yaml": ["malformed.yaml' is not valid YAML at line 3, column"],
+    "fit --config FILES/list.yaml": ["list.yaml' holds no options"],
+    "fit --config FILES/binary.yaml": ["binary.yaml' cannot be read as YAML"],
+    "fit --config FILES/key.yaml": ["unknown key model.hiden", "did you mean model.hidden?"],
+    "fit --config FILES/room.yaml": ["unknown key trainr.max_epochs", "did you mean trainer.max_epochs?"],
+    "fit --config FILES/value.yaml": ["trainer.max_epochs is 'abc': expected int or null."],
+    "fit --config FILES/source.yaml": ["unknown option data.source.sise", "Sample has no such option"],
+}
+
+OPTIONS = {
+    "--trainer.max_epochs abc": ["trainer.max_epochs is 'abc': expected int or null."],
+    "--trainer.max_epoch 3": ["unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"],
+    "--trainer.max_epochs -5": ["trainer.max_epochs", "-5"],
+    "--trainer.deterministic foo": ["trainer.deterministic is 'foo': expected true, false, warn or null."],
+    "--trainer.callbacks Foo": ["trainer.callbacks is 'Foo'"],
+    "--trainer nope.yaml": ["trainer is 'nope.yaml': no such YAML file"],
+    "--model.hiden 3": ["unknown option --model.hiden; did you mean --model.hidden?"],
+    "--model.hiden=3": ["unknown option --model.hiden; did you mean --model.hidden?"],
+    "--hidden 3": ["unknown option --hidden; did you mean --model.hidden?"],
+    "--frobnicate 3": ["unknown option --frobnicate. See: python -m src.cli fit --help"],
+    "extra": ["'extra' belongs to no option"],
+    "--model.hidden": ["--model.hidden has no value"],
+    "--model.hidden x": ["model.hidden is 'x': expected int."],
+    "--model.hidden -3": ["model.hidden", "-3"],
+    "--model.dropout 2": ["model.dropout", "2"],
+    "--model.label_smoothing 2": ["model.label_smoothing", "2"],
+    "--model.optimizer Adm": ["model.optimizer is 'Adm'", "torch.optim.Adam"],
+    "--model.optimizer torch.optim.Adm": ["model.optimizer is 'torch.optim.Adm'", "torch.optim.Adam"],
+    "--model.optimizer Adam --model.optimizer.lr abc": ["model.optimizer.lr is 'abc': expected float."],
+    "--model.optimizer Adam --model.optimizer.momentum 0.9": ["unknown option model.optimizer.momentum"],
+    "--model.optimizer Adam --model.optimizer.lr -1": ["model.optimizer", "learning rate", "-1"],
+    "--model.weights nope.pth": ["no weights file 'nope.pth'", "IMAGENET1K_FEATURES"],
+    "--model.weights FILES/junk.ckpt": ["junk.ckpt", "cannot be read as weights"],
+    "--model.weights_input FOO": ["model.weights_input is 'FOO'", "IMAGENET1K_V1"],
+    "--data.standardize foo": ["data.standardize is 'foo': expected weights or dataset."],
+    "--data.standardize weights": ["data.standardize is 'weights'", "--model.weights_input"],
+    "--data.batch_size 1": ["data.batch_size is 1", "at least 2"],
+    "--data.batch_size 1.5": ["data.batch_size is '1.5': expected int."],
+    "--data.val_fraction 2": ["val_fraction", "2", "above 0 and below 1"],
+    "--data.split_seed -1": ["split_seed", "-1", "4294967295"],
+    "--data.input_size 16": ["16 pixels", "at least 32"],
+    "--data.augmentation.rotation -5": ["rotation=-5", "0 to 180 degrees"],
+    "--data.augmentation.rotatoin 5": ["unknown option data.augmentation.rotatoin"],
+    "--data.augmentation foo": ["data.augmentation is 'foo'", "null"],
+    "--data.source Foo": ["data.source is 'Foo'", "CIFAR10, ImageFolder, Sample"],
+    "--data.source foo.Bar": ["data.source is 'foo.Bar'", "CIFAR10, ImageFolder, Sample"],
+    "--data.source src.data.sources.Nope": ["data.source is 'src.data.sources.Nope'"],
+    "--data.source torch.nn.Linear": ["data.source is 'torch.nn.Linear'", "CIFAR10, ImageFolder, Sample"],
+    "--data.source.init_args.size abc": ["data.source.size is 'abc': expected int."],
+    "--data.source.init_args.sise 60": ["unknown option data.source.sise", "Sample has no such option"],
+    "--data.source.init_args.size 7": ["sample size 7", "at least 50"],
+    "--data.source ImageFolder": ["data.source.root is missing", "--data.source.init_args.root path/to/images"],
+    "--data.source ImageFolder --data.source.root FILES/nope": ["no folder", "nope"],
+    "--data.source ImageFolder --data.source.root FILES/nothing": ["no folder train/"],
+    "--data.source ImageFolder --data.source.root FILES/images --data.source.image_size 0": ["image_size is 0"],
+    "--data.source ImageFolder --data.source.root FILES/images --data.val_fraction 0.9": ["val_fraction=0.9", "0 + 6"],
+    "--unfreezing.stages 5": ["unfreezing.stages is '5'", "{0: 0, 3: 4}"],
+    "--unfreezing.stages {0:4}": ["unfreezing.stages", "a space after each colon"],
+    "--unfreezing.stages '{0: 19}'": ["unfreezing.stages", "19", "18"],
+    "--unfreezing.stages '{1: 4}'": ["unfreezing.stages has no stage at epoch 0"],
+    "--unfreezing.stages '{0: block9}'": ["unfreezing.stages", "block9", "block5_conv1"],
+    "--unfreezing.decay foo": ["unfreezing.decay is 'foo': expected constant, linear or cosine."],
+    "--unfreezing.block_factor 0": ["unfreezing.block_factor is 0"],
+    "--unfreezing.decay linear --trainer.max_epochs -1": ["unfreezing.decay linear needs an end", "max_epochs"],
+    "--seed_everything abc": ["seed_everything is 'abc'", "int"],
+    "--seed_everything -5": ["seed_everything is -5", "4294967295"],
+    "--trainer.accelerator foo": ["trainer.accelerator is 'foo': expected auto, cpu, "],
+    "--trainer.devices 0": ["trainer.devices", "cpu", "1 or more"],
+    "--trainer.devices abc": ["trainer.devices", "cpu", "1 or more"],
+    "--trainer.strategy foo": ["trainer.strategy is 'foo'", "ddp"],
+    "--trainer.precision 17": ["trainer.precision is '17'", "bf16-mixed"],
+    "--trainer.limit_train_batches 2.5": ["limit_train_batches", "2.5"],
+    "--trainer.gradient_clip_algorithm foo": ["trainer.gradient_clip_algorithm", "foo", "norm"],
+    "--trainer.max_time foo": ["'foo'", "DD:HH:MM:SS"],
+    "--run.test_after_fit maybe": ["run.test_after_fit is 'maybe': expected true or false."],
+    "--run.root FILES/junk.ckpt": ["runs cannot be kept in", "junk.ckpt/head", "Not a directory", "--run.root"],
+    "--run.warm_start FILES/nope.ckpt": ["no checkpoint", "nope.ckpt"],
+    "--run.warm_start FILES/junk.ckpt": ["junk.ckpt' is damaged or no checkpoint"],
+    "--run.warm_start FILES/dict.ckpt": ["dict.ckpt' is no checkpoint of a training"],
+    "--run.warm_start best": ["no run in 'runs/head'"],
+    "--ckpt_path last": ["no run in 'runs/head'", "fit --config"],
+    "--ckpt_path FILES/nope.ckpt": ["no checkpoint", "nope.ckpt"],
+    "--ckpt_path FILES/junk.ckpt": ["junk.ckpt' is damaged or no checkpoint"],
+    "--ckpt_path FILES/dict.ckpt": ["dict.ckpt' is no checkpoint of a training"],
+    "--ckpt_path FILES": ["no checkpoint"],
+}
+
+
+@pytest.mark.parametrize("line", PARSED)
+def test_mistake_in_the_command_line(fail: Fail, line: str) -> None:
+    message = fail(line)
+    for words in PARSED[line]:
+        assert words in message
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_mistake_in_an_option(fail: Fail, options: str) -> None:
+    message = fail(f"fit {SAMPLE} {options}")
+    for words in OPTIONS[options]:
+        assert words in message
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_no_run_to_evaluate(fail: Fail, command: str) -> None:
+    message = fail(f"{command} {SAMPLE}")
+    assert "no run in 'runs/head'" in message
+    assert "fit --config" in message
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_checkpoint_to_evaluate_is_none(fail: Fail, command: str) -> None:
+    assert "junk.ckpt' is damaged" in fail(f"{command} {SAMPLE} --ckpt_path FILES/junk.ckpt")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu(fail: Fail) -> None:
+    message = fail(f"fit {SAMPLE} --config {CONFIGS}/with/gpu.yaml")
+    assert "finds none here" in message
+    assert "--trainer.accelerator cpu" in message
+
+
+def test_existing_configurations_are_listed(fail: Fail, tmp_path: Path) -> None:
+    (tmp_path / "configs" / "with").mkdir(parents=True)
+    (tmp_path / "configs" / "a.yaml").touch()
+    (tmp_path / "configs" / "with" / "b.yaml").touch()
+    message = fail("fit --config configs/nope.yaml")
+    assert message == "no configuration file 'configs/nope.yaml'; there are configs/a.yaml, configs/with/b.yaml."
+
+
+def test_neither_network_nor_images(fail: Fail, tmp_path: Path) -> None:
+    message = fail(f"fit {RECIPE} --model.weights null --data.source.init_args.root {tmp_path}/images")
+    assert f"{tmp_path}/images/cifar-10-python.tar.gz is not there" in message
+    assert "--config configs/with/sample.yaml" in message
+
+
+def test_neither_network_nor_weights(fail: Fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    message = fail(f"fit {SAMPLE} --model.weights IMAGENET1K_FEATURES")
+    assert f"{tmp_path}/torch_home/hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth is not there" in message
+    assert "--config configs/with/sample.yaml" in message
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a checkpoint whose head is narrower than the recipe's."""
+    path = tmp_path_factory.mktemp("narrow") / "narrow.ckpt"
+    torch.save({"state_dict": TransferClassifier(hidden=8).state_dict(), "pytorch-lightning_version": "2.6.0"}, path)
+    return path
+
+
+@pytest.mark.parametrize("option", ["--ckpt_path", "--run.warm_start"])
+def test_checkpoint_of_another_architecture(fail: Fail, narrow: Path, option: str) -> None:
+    message = fail(f"fit {SAMPLE} {option} {narrow}")
+    assert f"'{narrow}' is of another network: its head.hidden.bias is 8 instead of 256" in message
+    assert "config.yaml" in message
+
+
+def test_checkpoint_without_a_hidden_layer(fail: Fail, narrow: Path) -> None:
+    message = fail(f"test {SAMPLE} --model.hidden 0 --ckpt_path {narrow}")
+    assert "its head.hidden.bias has no place" in message
+
+
+def test_checkpoint_of_other_classes(fail: Fail, tmp_path: Path) -> None:
+    path = tmp_path / "pets.ckpt"
+    data = {"classes": ["cat", "dog"], "mean": [0.0] * 3, "std": [1.0] * 3}
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "ImageDataModule": data}, path)
+    message = fail(f"test {SAMPLE} --ckpt_path {path}")
+    assert "trained on the classes cat, dog" in message
+    assert "arrow, circle" in message
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
+def test_run_root_without_permission(fail: Fail, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "Permission denied" in fail(f"fit {SAMPLE} --run.root closed")
+
+
+def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as above, for those who run the tests as root."""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(Exception, match=r"no permission to write.*--run\.root"):
+        make_folder(tmp_path)
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: ImageDataModule, stage: str) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ImageDataModule, "setup", load)
+    with pytest.raises(ValueError, match="a bug"):
+        main(shlex.split(f"fit {SAMPLE}"))
+
+
+def test_libraries_are_silent(tmp_path: Path) -> None:
+    """In a process of its own: Lightning's logger writes to the stream that it found when it was imported."""
+    done = run("fit", *shlex.split(SAMPLE), "--data.batch_size", "1", "--run.root", str(tmp_path / "runs"), check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["error: data.batch_size is 1: BatchNorm in the head needs at least 2."]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seed_is_not_announced(fail: Fail) -> None:
+    fail("fit")
+    assert not logging.getLogger("lightning.fabric.utilities.seed").isEnabledFor(logging.INFO)
+
+
+KNOWN = ["--model.hidden", "--model.dropout", "--trainer.max_epochs", "--trainer.logger", "--data.batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("Something\n  nobody   foresaw", "Something nobody foresaw"),
+        ("unrecognized arguments: --model.droput 3 4", "unknown option --model.droput; did you mean --model.dropout?"),
+        ("unrecognized arguments: --batch_size 3", "unknown option --batch_size; did you mean --data.batch_size?"),
+        ("unrecognized arguments: --trainer.foo 3", "unknown option --trainer.foo. See: python -m src.cli fit --help"),
+        (
+            "Subcommand 'fit' does not accept nested key 'model.hiden'",  # jsonargparse's former words, and the next two
+            "unknown key model.hiden in a configuration file; did you mean model.hidden?",
+        ),
+        (
+            "Key 'model.hiden' is not expected",
+            "unknown key model.hiden in a configuration file; did you mean model.hidden?",
+        ),
+        (
+            'Key "fit.unfreezing.stages" is required but not included in config object or its value is None.',
+            "unfreezing.stages is missing: give a recipe, e.g. --config configs/last4.yaml",
+        ),
+        (
+            "argument subcommand: invalid choice: 'tset' (choose from fit, validate, test, predict)",  # Python 3.12's
+            "unknown command 'tset'; did you mean test?",
+        ),
+        (
+            'Problems parsing config: while parsing a flow sequence\n  in "<unicode string>", line 2, column 15\n'
+            "did not find expected ',' or ']'\n  in \"<unicode string>\", line 3, column 4",
+            "a configuration file is not valid YAML at line 3, column 4: while parsing a flow sequence did not find "
+            "expected ',' or ']'.",
+        ),
+        ('Parser key "a.b":\n  Parser key "c":\n    Expected a <class \'int\'>. Got value: x', "a.b.c is 'x': expected int."),
+        ('Parser key "a.b":\n  Something nobody foresaw', "a.b: Something nobody foresaw"),
+        ('Parser key "a": Expected a <class \'int\'>. Got value: ' + 99 * "x", f"a is '{60 * 'x'}…': expected int."),
+    ],
+)  # fmt: skip
+def test_plain(message: str, line: str) -> None:
+    assert plain(message, KNOWN) == line
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("Something `nobody`\nforesaw", "the trainer cannot be set up: Something nobody foresaw"),
+        (
+            "You selected an invalid accelerator name: `accelerator='foo'`. Available names are: cpu, auto, mps.",
+            "trainer.accelerator is 'foo': expected auto, cpu or mps.",
+        ),
+        (
+            "You selected an invalid strategy name: `strategy='x'`. It must be either a string or an instance of "
+            "`Strategy`. Example choices: auto, ddp, ... Find a complete list of options in our documentation at here",
+            "trainer.strategy is 'x': expected auto or ddp.",
+        ),
+    ],
+)
+def test_plain_trainer(message: str, line: str) -> None:
+    assert plain_trainer(message) == line
+
+
+def test_suggestion_needs_a_similar_last_part() -> None:
+    assert suggestion("--trainer.loger", KNOWN) == "; did you mean --trainer.logger?"
+    assert suggestion("--trainer.devices", KNOWN) == ""
+    assert suggestion("--logger", KNOWN) == ""
+
+
+@pytest.mark.parametrize(("words", "joined"), [([], ""), (["a"], "a"), (["a", "b"], "a or b"), (["a", "b", "c"], "a, b or c")])  # fmt: skip
+def test_either(words: list[str], joined: str) -> None:
+    assert either(words) == joined
