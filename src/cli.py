@@ -40,6 +40,7 @@ USAGE = "python -m src.cli fit --config configs/last4.yaml"
 _UNWANTED_ADVICE = (
     "does not have many workers",  # images are in memory, indexed by the batch: workers would only copy them
     "smaller than the logging interval",  # curves are drawn by the epoch
+    "exists and is not empty",  # a resumed run stays in its directory
 )
 
 
@@ -125,6 +126,11 @@ class ThawCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         config.enable_progress_bar = sys.stderr.isatty() and config.enable_progress_bar is not False
+        for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            if config[option] is not None and config[option] < 1:
+                raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
+        if config.precision in ("16-true", "bf16-true"):
+            raise UserError(f"trainer.precision {config.precision} is not supported: use bf16-mixed or 16-mixed.")
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
         if not config.fast_dev_run:
             config.logger = self._logger()
@@ -151,6 +157,8 @@ class ThawCLI(LightningCLI):
         return callbacks
 
     def before_fit(self) -> None:
+        config = self.config_init[self.subcommand]
+        config.unfreezing.check_end(config.trainer.max_epochs)
         try:
             self.model.configure_optimizers()
         except (TypeError, ValueError) as error:

@@ -24,13 +24,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """Keep the best score when a run is continued from another folder, or by another path to the same one.
+
+    Lightning compares the folders as text, and forgets it where they differ.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = Path(str(self.dirpath))
+        if not (here / Path(state_dict["best_model_path"]).name).is_file():
+            return  # a checkpoint without its run: the new run finds a best one of its own
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        state = {**state_dict, "dirpath": self.dirpath}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = moved(state[name])
+        state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
+
+
 def checkpoints() -> list[ModelCheckpoint]:
     """Make both callbacks; the best comes first, because Lightning resolves `best` by the first one."""
-    best = ModelCheckpoint(
+    best = RunCheckpoint(
         filename=Path(BEST).stem, monitor="val/acc", mode="max", auto_insert_metric_name=False,
         enable_version_counter=False,
     )  # fmt: skip
-    last = ModelCheckpoint(
+    last = RunCheckpoint(
         filename=Path(LAST).stem, monitor=None, every_n_epochs=1, save_on_train_epoch_end=True,
         enable_version_counter=False,
     )  # fmt: skip

@@ -134,7 +134,7 @@ def _stage_begin(trainer: Trainer) -> int:
 
 
 def _feature_type(trainer: Trainer) -> torch.dtype:
-    half = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.half, "16-true": torch.half}
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.half}
     return half.get(str(trainer.precision), torch.float32)
 
 

@@ -35,6 +35,7 @@ class History(Checkpoint):
         """
         self.announce = announce
         self.rows: list[Row] = []
+        self.validated = False
         self.directory = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -45,11 +46,17 @@ class History(Checkpoint):
         done = read_history(self.directory / CSV) if (self.directory / CSV).exists() else []
         self.rows = [row for row in done if row["epoch"] < trainer.current_epoch]
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = True
+
     @rank_zero_only
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning also keeps the values of validations in earlier epochs.
+        left_out = (BATCH_PREFIX,) if self.validated else (BATCH_PREFIX, "val/")
+        self.validated = False
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         row = {"epoch": float(trainer.current_epoch)}
-        row |= {name: value for name, value in metrics.items() if not name.startswith(BATCH_PREFIX)}
+        row |= {name: value for name, value in metrics.items() if not name.startswith(left_out)}
         self.rows.append(row)
         write_history(self.rows, self.directory / CSV)
         if self.announce:

@@ -43,7 +43,7 @@ def parse_stages(stages: Mapping[int, int | str]) -> dict[int, int]:
 
 
 def _count_layers(layers: int | str) -> int:
-    if isinstance(layers, str) and layers.isdigit():
+    if isinstance(layers, str) and layers.isdecimal():
         layers = int(layers)
     if layers == "all":
         return len(LAYERS)
@@ -80,7 +80,7 @@ def spell(stages: Mapping[int, int], number: int, epoch: int, max_epochs: int) -
     if not trains(epoch):
         return None
     begin = max((e for e in stages if e <= epoch and trains(e) and (e == 0 or not trains(e - 1))), default=0)
-    end = min((e for e in stages if e > epoch and not trains(e)), default=max_epochs)
+    end = min([max_epochs, *(e for e in stages if e > epoch and not trains(e))])
     return begin, max(end, epoch + 1)
 
 

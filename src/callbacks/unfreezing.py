@@ -61,8 +61,9 @@ class StagedUnfreezing(Callback):
             trainer.max_epochs or 1,
         )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.decay != "constant" and (trainer.max_epochs or -1) < 0:
+    def check_end(self, max_epochs: int | None) -> None:
+        """Refuse rates that fall towards an end which a training without a number of epochs does not have."""
+        if self.decay != "constant" and max_epochs == -1:
             raise UserError(f"unfreezing.decay {self.decay} needs an end: set trainer.max_epochs.")
 
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]

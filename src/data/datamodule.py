@@ -149,21 +149,21 @@ class ImageDataModule(LightningDataModule):
             )
         self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> BatchLoader:
         dataset = self.datasets["train"]
         batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._place(), stay=self.images_stay)
         return BatchLoader(dataset, batches)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> BatchLoader:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> BatchLoader:
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> BatchLoader:
         return self._eval_loader("test")
 
-    def _eval_loader(self, split: str) -> DataLoader:
+    def _eval_loader(self, split: str) -> BatchLoader:
         if split not in self.datasets:
             raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
         dataset = self.datasets[split]
@@ -206,27 +206,31 @@ class ImageDataModule(LightningDataModule):
         return inputs * std + mean
 
 
-class BatchLoader(DataLoader):
+class BatchLoader:
     """Load whole batches, and continue a training epoch at the batch where a checkpoint left it.
 
-    Lightning keeps the state of any loader that has one.
+    Lightning keeps the state of any loader that has one, and sets the epoch of its `sampler`. It is not itself a
+    DataLoader because Lightning would take one apart for prediction and put it together differently.
     """
 
     def __init__(self, dataset: ArrayDataset, batches: TrainBatches | EvalBatches) -> None:
-        super().__init__(
+        self.sampler = batches
+        self.batch_sampler = None  # Lightning looks for one on whatever has a sampler
+        self.loader: DataLoader[Batch] = DataLoader(
             dataset,
             sampler=cast(Any, batches),
             batch_size=None,  # the sampler's items are whole batches of positions
             collate_fn=cast(Any, _identity),
             pin_memory=torch.cuda.is_available(),
         )
-        self.batches = batches
         self.served = 0
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        iterator = super().__iter__()
-        self.served = self.batches.skipping if isinstance(self.batches, TrainBatches) else 0
-        for batch in iterator:
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.served = self.sampler.skipping if isinstance(self.sampler, TrainBatches) else 0
+        for batch in self.loader:
             self.served += 1
             yield batch
 
@@ -235,8 +239,8 @@ class BatchLoader(DataLoader):
         return {"served": self.served % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        assert isinstance(self.batches, TrainBatches)
-        self.batches.skip(state_dict["served"])
+        assert isinstance(self.sampler, TrainBatches)
+        self.sampler.skip(state_dict["served"])
 
 
 def _identity(batch: Batch) -> Batch:

@@ -52,6 +52,11 @@ class TransferClassifier(LightningModule):
         super().__init__()
         if image_size < REDUCTION:
             raise UserError(f"images of {image_size} pixels vanish in VGG16's poolings: use at least {REDUCTION}.")
+        if hidden < 0:
+            raise UserError(f"model.hidden is {hidden}: give the layer's width, or 0 for none.")
+        for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+            if not 0 <= share < 1:
+                raise UserError(f"model.{name} is {share}: it must be 0 or more, and below 1.")
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self.backbone = VGGBackbone()
         self.head = _head(FEATURES * (image_size // REDUCTION) ** 2, hidden, dropout, num_classes)

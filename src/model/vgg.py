@@ -5,10 +5,10 @@ Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Larg
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -216,10 +216,15 @@ def _open(path: Path) -> Any:
             f"no weights file '{path}'. model.weights takes a file, null, or one of: {', '.join(_PUBLISHED)}."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0][:120]
-        raise UserError(f"'{path}' cannot be read as weights ({reason}). Download or save it again.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on foreign pickles before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error}.") from error
+    except Exception as error:  # broken bytes surface as errors of many types
+        raise UserError(
+            f"'{path}' cannot be read as weights: it is damaged, or holds other things than tensors. Download it again."
+        ) from error
 
 
 def _is_zip(path: Path) -> bool:

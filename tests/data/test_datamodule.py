@@ -76,8 +76,9 @@ class Recorder(LightningModule):
     def test_step(self, batch: Batch) -> None:
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: Batch) -> None:
+    def predict_step(self, batch: Batch) -> Tensor:
         self._evaluate("predict", batch)
+        return batch.labels
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -250,6 +251,16 @@ def test_training_images_are_augmented_by_epoch_and_index(tmp_path: Path) -> Non
         for index, image in zip(train, standardized(augmented, *INPUT), strict=True):
             torch.testing.assert_close(seen[epoch, index], image)
     assert not torch.equal(seen[0, train[0]], seen[1, train[0]])
+
+
+def test_views_come_again_where_there_are_only_so_many(tmp_path: Path) -> None:
+    data = make()
+    data.views = 2
+    seen = fit(data, tmp_path, max_epochs=4).train_seen
+    for index in split_by_hand()[0]:
+        assert torch.equal(seen[0, index], seen[2, index])
+        assert torch.equal(seen[1, index], seen[3, index])
+        assert not torch.equal(seen[0, index], seen[1, index])
 
 
 def test_without_augmentation_every_epoch_shows_the_images_as_they_are(tmp_path: Path) -> None:

@@ -169,11 +169,8 @@ def test_evaluation_of_nothing_is_refused(n: int, batch_size: int, named: str) -
 
 
 class Squares(Dataset):
-    def __getitems__(self, indices: np.ndarray) -> torch.Tensor:
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(indices) ** 2
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        raise AssertionError("whole batches only")
 
 
 def identity(batch: Any) -> Any:
@@ -181,7 +178,7 @@ def identity(batch: Any) -> Any:
 
 
 def loader_of(batches: Any, workers: int = 0) -> DataLoader:
-    return DataLoader(Squares(), batch_sampler=batches, collate_fn=identity, num_workers=workers)
+    return DataLoader(Squares(), sampler=batches, batch_size=None, collate_fn=identity, num_workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,0 +1,71 @@
+"""Muon on kernels and vectors."""
+
+import torch
+from torch import nn
+
+from src.model.muon import Muon
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 9, 4))
+
+
+def grouped(model: nn.Module) -> list[dict[str, list[nn.Parameter]]]:
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    return [{"params": weights}, {"params": [p for p in model.parameters() if p.ndim == 1]}]
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> list[float]:
+    inputs, labels = torch.randn(16, 3, 5, 5, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
+    losses = []
+    for _ in range(count):
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_kernel_steps_as_torchs_muon_steps_its_matrix() -> None:
+    ours, theirs = network(), network()
+    conv = theirs[0]
+    steps(ours, Muon(grouped(ours), lr=0.01, weight_decay=0.1), 1)
+    inputs, labels = torch.randn(16, 3, 5, 5, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
+    nn.functional.cross_entropy(theirs(inputs), labels).backward()
+    matrix = nn.Parameter(conv.weight.detach().flatten(1).clone())
+    matrix.grad = conv.weight.grad.flatten(1)
+    torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+    assert torch.allclose(ours[0].weight.flatten(1), matrix, atol=1e-6)
+    assert not torch.allclose(ours[0].weight, conv.weight)
+
+
+def test_vectors_step_as_adam() -> None:
+    ours, theirs = network(), network()
+    steps(ours, Muon(grouped(ours), lr=0.01), 1)
+    steps(theirs, torch.optim.Adam(theirs.parameters(), lr=0.01), 1)
+    assert torch.allclose(ours[0].bias, theirs[0].bias, atol=1e-6)
+
+
+def test_it_learns_and_continues_from_its_state() -> None:
+    straight = network()
+    losses = steps(straight, Muon(grouped(straight), lr=0.02), 6)
+    assert losses[-1] < 0.8 * losses[0]
+    broken = network()
+    first = Muon(grouped(broken), lr=0.02)
+    steps(broken, first, 3)
+    second = Muon(grouped(broken), lr=0.02)
+    second.load_state_dict(first.state_dict())
+    steps(broken, second, 3)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), broken.parameters(), strict=True))
+
+
+def test_what_has_no_gradient_stays_and_has_no_state() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    optimizer = Muon(grouped(model))
+    steps(model, optimizer, 2)
+    assert torch.equal(model[0].weight, before)
+    assert set(optimizer.state) == set(model[2].parameters())

@@ -1,0 +1,401 @@
+"""One small training through the real entry point, and what its run directory holds afterwards."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from support import REPOSITORY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from src.callbacks.unfreezing import StagedUnfreezing
+from src.cli import main
+from src.data.datamodule import ImageDataModule
+from src.model.classifier import TransferClassifier
+from src.run_directory import RunOptions
+
+TRAIN, VAL, TEST, BATCH = 35, 15, 10, 12
+STEPS = math.ceil(TRAIN / BATCH)
+CLASSES = ["arrow", "circle", "crescent", "cross", "heart", "hourglass", "ring", "square", "star", "triangle"]
+HEAD_PARAMETERS = 512 * 256 + 256 + 2 * 256 + 256 * 10 + 10  # hidden layer, norm, linear layer
+
+
+class Run(NamedTuple):
+    directory: Path
+    printed: str
+
+    @property
+    def root(self) -> Path:
+        return self.directory.parent.parent
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        with (self.directory / "history.csv").open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.directory / "config.yaml").read_text())
+
+    def checkpoint(self, name: str) -> dict[str, Any]:
+        return torch.load(self.directory / "checkpoints" / name, weights_only=True, map_location="cpu")
+
+
+def execute(*words: str) -> str:
+    """Run a command as if from the command line, and return what it prints."""
+    printed = StringIO()
+    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", sys.argv[:1])
+        main(words)
+    return printed.getvalue()
+
+
+def sample(*words: str) -> list[str]:
+    """Give the words for 50 images: 35 to train and 15 to validate; and 10 to test."""
+    configs = [REPOSITORY / "configs" / file for file in ("head.yaml", "with/sample.yaml")]
+    options = f"--data.source.init_args.size 50 --data.batch_size {BATCH} --model.optimizer.init_args.lr 1e-3"
+    options += " --seed_everything 1 --trainer.log_every_n_steps 2 --trainer.accelerator cpu"
+    return [word for config in configs for word in ("--config", str(config))] + options.split() + list(words)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Work in an empty folder, as a user does, with the default run root."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        yield home
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Run:
+    printed = execute("fit", *sample("--trainer.max_epochs", "2"))
+    return Run(home / "runs" / "head" / "version_0", printed)
+
+
+@pytest.fixture(scope="module")
+def second(run: Run) -> Run:
+    """Repeat the run with nothing but its own config.yaml, for one epoch and without a test."""
+    config = str(run.directory / "config.yaml")
+    printed = execute("fit", "--config", config, "--trainer.max_epochs", "1", "--run.test_after_fit", "false")
+    return Run(run.directory.parent / "version_1", printed)
+
+
+@pytest.fixture
+def borrowed(second: Run, tmp_path: Path) -> Iterator[Run]:
+    """Lend the second run to a test that changes it."""
+    shutil.copytree(second.directory, tmp_path / "copy")
+    yield second
+    shutil.rmtree(second.directory)
+    shutil.copytree(tmp_path / "copy", second.directory)
+
+
+@pytest.fixture(scope="module")
+def events(run: Run) -> EventAccumulator:
+    return EventAccumulator(str(run.directory)).Reload()
+
+
+def test_run_directory_holds_everything_in_one_place(run: Run) -> None:
+    assert [path.name for path in run.directory.parent.iterdir()] == ["version_0"]
+    names = {path.name for path in run.directory.iterdir() if not path.name.startswith("events.out.tfevents")}
+    assert names == {
+        "checkpoints", "config.yaml", "confusion_matrix.png", "first_batch.png", "history.csv", "history.png",
+        "predictions.csv", "predictions.png", "test_report.json",
+    }  # fmt: skip
+    assert {path.name for path in (run.directory / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_what_is_printed(run: Run) -> None:
+    assert "block5_conv3" in run.printed
+    assert f"{HEAD_PARAMETERS:,}" in run.printed
+    assert len(re.findall(r"^epoch +\d+ .*train loss .*val acc", run.printed, re.MULTILINE)) == 2
+    report = json.loads((run.directory / "test_report.json").read_text())
+    assert f"test/acc {report['accuracy']:.4f}" in run.printed
+    assert "everything of this run is in runs/head/version_0" in run.printed
+
+
+def test_config_is_resolved(run: Run) -> None:
+    config = run.config
+    assert {int(epoch): layers for epoch, layers in config["unfreezing"]["stages"].items()} == {0: 0}
+    assert config["trainer"]["max_epochs"] == 2
+    assert config["data"]["batch_size"] == BATCH
+    assert config["data"]["source"] == {"class_path": "src.data.sources.Sample", "init_args": {"size": 50, "seed": 777}}
+    # Defaults of the signatures too, so that the file says everything.
+    assert config["model"]["hidden"] == 256
+    assert config["data"]["val_fraction"] == 0.3
+    assert config["unfreezing"]["decay"] == "constant"
+    assert config["seed_everything"] == 1
+
+
+def test_config_repeats_the_run_in_a_new_version(run: Run, second: Run) -> None:
+    assert {path.name for path in run.directory.parent.iterdir()} == {"version_0", "version_1"}
+    expected = run.config
+    expected["trainer"]["max_epochs"] = 1
+    expected["run"]["test_after_fit"] = False
+    assert second.config == expected
+    for name in ("train/loss", "val/loss", "val/acc"):
+        assert second.history[0][name] == run.history[0][name]
+
+
+def test_checkpoints(run: Run) -> None:
+    best, last = run.checkpoint("best.ckpt"), run.checkpoint("last.ckpt")
+    assert last["epoch"] == 1
+    assert last["global_step"] == 2 * STEPS
+    scores = [row["val/acc"] for row in run.history]
+    assert best["epoch"] == scores.index(max(scores))
+    for checkpoint in (best, last):
+        assert checkpoint["state_dict"].keys() == TransferClassifier().state_dict().keys()
+        assert checkpoint["ImageDataModule"]["classes"] == CLASSES
+        assert len(checkpoint["ImageDataModule"]["mean"]) == len(checkpoint["ImageDataModule"]["std"]) == 3
+
+
+def test_history(run: Run) -> None:
+    rows = run.history
+    assert [row["epoch"] for row in rows] == [0, 1]
+    measured = {f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc")}
+    assert {
+        "epoch",
+        "val/f1",
+        "lr/head",
+        "lr/block1_conv1",
+        "trainable_parameters",
+        "images_per_second",
+    } | measured <= (rows[0].keys())
+    for row in rows:
+        assert row["lr/head"] == pytest.approx(1e-3)
+        assert row["lr/block5_conv3"] == 0
+        assert row["trainable_parameters"] == HEAD_PARAMETERS
+        assert row["images_per_second"] > 0
+        assert row["train/loss"] > 0
+        assert row["train/acc"] * TRAIN == pytest.approx(round(row["train/acc"] * TRAIN), abs=1e-4)
+        assert row["val/acc"] * VAL == pytest.approx(round(row["val/acc"] * VAL), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["confusion_matrix", "first_batch", "history", "predictions"])
+def test_pictures(run: Run, name: str) -> None:
+    with Image.open(run.directory / f"{name}.png") as image:
+        assert image.format == "PNG"
+        image.load()
+        assert min(image.size) >= 300
+        assert any(low != high for low, high in image.convert("RGB").getextrema())
+
+
+def read_predictions(directory: Path) -> list[dict[str, str]]:
+    with (directory / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_report_agrees_with_predictions(run: Run) -> None:
+    rows = read_predictions(run.directory)
+    report = json.loads((run.directory / "test_report.json").read_text())
+    assert [row["image"] for row in rows] == [str(number) for number in range(TEST)]
+    matrix = [[0] * len(CLASSES) for _ in CLASSES]
+    nats = 0.0
+    for row in rows:
+        probabilities = [float(row[f"p({name})"]) for name in CLASSES]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == CLASSES[probabilities.index(max(probabilities))]
+        matrix[CLASSES.index(row["true"])][CLASSES.index(row["predicted"])] += 1
+        nats -= math.log(float(row[f"p({row['true']})"]))
+    hits = sum(matrix[i][i] for i in range(len(CLASSES)))
+    assert report["images"] == TEST
+    assert hits > 0  # or the rest would hold for zeros
+    assert report["accuracy"] == pytest.approx(hits / TEST)
+    assert report["loss"] == pytest.approx(nats / TEST, abs=1e-4)
+    assert report["confusion_matrix"] == matrix
+    assert list(report["classes"]) == CLASSES
+    assert 0 <= report["macro_f1"] <= 1
+    assert 0 <= report["calibration_error"] <= 1
+    for i, measures in enumerate(report["classes"].values()):
+        assert measures["images"] == sum(matrix[i])
+        assert measures["recall"] == pytest.approx(matrix[i][i] / max(1, sum(matrix[i])))
+        assert measures["precision"] == pytest.approx(matrix[i][i] / max(1, sum(row[i] for row in matrix)))
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "train/loss", "train/acc", "val/loss", "val/acc", "lr/head", "trainable_parameters", "images_per_second",
+    ],
+)  # fmt: skip
+def test_curves_are_drawn_against_the_epoch(run: Run, events: EventAccumulator, tag: str) -> None:
+    points = events.Scalars(tag)
+    assert [point.step for point in points] == [0, 1]
+    assert [point.value for point in points] == pytest.approx([row[tag] for row in run.history])
+
+
+def test_batches_are_drawn_against_the_step(run: Run, events: EventAccumulator) -> None:
+    steps = [point.step for point in events.Scalars("train/batch_loss")]
+    assert steps == list(range(1, 2 * STEPS, 2))  # every second one, counted through both epochs
+
+
+def test_pictures_in_tensorboard(events: EventAccumulator) -> None:
+    assert {"first_batch", "confusion_matrix", "predictions"} <= set(events.Tags()["images"])
+    image = events.Images("first_batch")[0]
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_hyperparameters_in_tensorboard(run: Run, events: EventAccumulator) -> None:
+    content = events.PluginTagToContent("hparams")
+    session = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert session["data/batch_size"].number_value == BATCH
+    assert session["trainer/max_epochs"].number_value == 2
+    assert session["model/optimizer/init_args/lr"].number_value == pytest.approx(1e-3)
+    report = json.loads((run.directory / "test_report.json").read_text())
+    final = {
+        "best/val_acc": max(row["val/acc"] for row in run.history),
+        "final/test_acc": report["accuracy"],
+        "final/test_loss": report["loss"],
+    }
+    assert {metric.name.tag for metric in experiment.metric_infos} == final.keys()
+    for tag, value in final.items():
+        assert events.Scalars(tag)[-1].value == pytest.approx(value, abs=1e-5)
+
+
+def test_without_test_after_fit(second: Run) -> None:
+    assert "test/acc" not in second.printed
+    assert "val/acc" in second.printed
+    names = {path.name for path in second.directory.iterdir()}
+    assert "history.csv" in names
+    assert not names & {"predictions.csv", "test_report.json", "confusion_matrix.png"}
+
+
+def evaluate(run: Run, command: str) -> tuple[str, set[str]]:
+    """Run a command where only the best checkpoint can be read; also tell which files it made."""
+    (run.directory / "checkpoints" / "last.ckpt").write_text("junk")
+    before = set(run.directory.iterdir())
+    printed = execute(command, *sample())
+    assert {path.name for path in run.directory.parent.iterdir()} == {"version_0", "version_1"}
+    new = {path.name for path in set(run.directory.iterdir()) - before}
+    return printed, {name for name in new if not name.startswith("events.")}
+
+
+def test_test_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
+    config = borrowed.config
+    printed, files = evaluate(borrowed, "test")
+    assert files == {"predictions.csv", "predictions.png", "test_report.json", "confusion_matrix.png"}
+    accuracy = json.loads((borrowed.directory / "test_report.json").read_text())["accuracy"]
+    assert f"test/acc {accuracy:.4f}" in printed
+    assert "runs/head/version_1" in printed
+    assert borrowed.config == config
+
+
+def test_test_after_fit_and_test_agree(run: Run) -> None:
+    report = (run.directory / "test_report.json").read_bytes()
+    execute("test", *sample("--ckpt_path", str(run.directory / "checkpoints" / "best.ckpt")))
+    assert (run.directory / "test_report.json").read_bytes() == report
+
+
+def test_validate_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
+    printed, files = evaluate(borrowed, "validate")
+    assert files == set()
+    assert f"val/acc {borrowed.history[0]['val/acc']:.4f}" in printed
+
+
+def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
+    _, files = evaluate(borrowed, "predict")
+    assert files == {"predictions.csv"}
+    assert len(read_predictions(borrowed.directory)) == TEST
+
+
+def test_resuming_continues_in_the_same_directory(run: Run, borrowed: Run) -> None:
+    first = borrowed.history
+    execute("fit", *sample("--ckpt_path", "last", "--trainer.max_epochs", "3", "--run.test_after_fit", "false"))
+    assert {path.name for path in borrowed.directory.parent.iterdir()} == {"version_0", "version_1"}
+    assert [row["epoch"] for row in borrowed.history] == [0, 1, 2]
+    assert borrowed.history[:1] == first
+    assert borrowed.history[1]["train/loss"] == run.history[1]["train/loss"]
+    assert borrowed.checkpoint("last.ckpt")["epoch"] == 2
+    assert borrowed.config["trainer"]["max_epochs"] == 3
+    assert borrowed.config["ckpt_path"] is None
+    steps = [point.step for point in EventAccumulator(str(borrowed.directory)).Reload().Scalars("val/acc")]
+    assert steps == [0, 1, 2]
+
+
+def test_moved_run_remembers_its_best_checkpoint(run: Run, tmp_path: Path) -> None:
+    """Else the first epoch after a move would overwrite the best checkpoint, however bad it is."""
+    moved = Run(tmp_path / "elsewhere" / "version_7", "")
+    shutil.copytree(run.directory, moved.directory)
+    path = moved.directory / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    (best,) = (state for name, state in checkpoint["callbacks"].items() if "val/acc" in name)
+    best["best_model_score"] = best["kth_value"] = torch.tensor(2.0)  # nothing that follows can be better
+    best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(2.0))
+    torch.save(checkpoint, path)
+    before = (moved.directory / "checkpoints" / "best.ckpt").read_bytes()
+    execute("fit", *sample("--ckpt_path", str(path), "--trainer.max_epochs", "3", "--run.test_after_fit", "false"))
+    assert moved.checkpoint("last.ckpt")["epoch"] == 2
+    assert (moved.directory / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+def test_warm_start_takes_over_the_weights(run: Run, tmp_path: Path) -> None:
+    start = run.directory / "checkpoints" / "last.ckpt"
+    words = sample("--run.warm_start", str(start), "--run.root", str(tmp_path), "--run.test_after_fit", "false")
+    words += ["--model.optimizer.init_args.lr", "0", "--trainer.max_epochs", "1"]
+    execute("fit", *words, "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")
+    warm = Run(tmp_path / "head" / "version_0", "")
+    ours, theirs = warm.checkpoint("last.ckpt")["state_dict"], run.checkpoint("last.ckpt")["state_dict"]
+    for name in ("backbone.block1_conv1.weight", "backbone.block5_conv3.weight", "head.hidden.weight"):
+        assert torch.equal(ours[name], theirs[name])
+    assert [row["epoch"] for row in warm.history] == [0]
+
+
+Help = Callable[..., str]
+
+
+@pytest.fixture
+def help_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Help:
+    monkeypatch.setenv("COLUMNS", "10000")  # one line a sentence
+
+    def ask(*words: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    return ask
+
+
+def parameters(kind: type, linked: set[str]) -> set[str]:
+    return inspect.signature(kind).parameters.keys() - linked
+
+
+def test_help_explains_every_option_of_ours(help_text: Help) -> None:
+    printed = help_text("fit", "--help")
+    sentences = {}
+    for block in re.split(r"\n(?= *--)", printed)[1:]:
+        name = block.split()[0].rstrip(",").removeprefix("--")
+        words = re.split(r"\s{2,}", block.strip(), maxsplit=1)
+        sentences[name] = re.split(r"\(type:|\(required", words[1] if len(words) > 1 else "")[0].strip()
+    ours = {
+        "model": parameters(TransferClassifier, {"num_classes", "image_size"}),
+        "data": parameters(ImageDataModule, {"seed", "weights_input"}),
+        "unfreezing": parameters(StagedUnfreezing, set()),
+        "run": parameters(RunOptions, set()),
+    }
+    for room, names in ours.items():
+        assert names
+        for name in names:
+            assert len(sentences[f"{room}.{name}"].split()) >= 3, f"{room}.{name}"
+
+
+def test_help_lists_the_commands(help_text: Help) -> None:
+    printed = help_text("--help")
+    for command in ("fit", "validate", "test", "predict"):
+        assert re.search(rf"^ +{command} +\w+ \w+", printed, re.MULTILINE)

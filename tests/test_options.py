@@ -1,0 +1,71 @@
+"""What else a training can be told, in every stage: optimizers, accumulation, clipping, averaging, determinism."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support import REPOSITORY
+
+from src.cli import main
+
+STAGES = {0: 0, 1: 4, 2: 18}
+
+
+def fit(root: Path, *more: str) -> dict[str, torch.Tensor]:
+    """Train one epoch a stage, and give the last checkpoint's weights."""
+    options = {
+        "unfreezing.stages": json.dumps(STAGES), "trainer.max_epochs": len(STAGES), "data.source.size": 50,
+        "run.root": root, "run.name": "run", "run.test_after_fit": False,
+    }  # fmt: skip
+    configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
+    main(["fit", *configs, *(f"--{option}={value}" for option, value in options.items()), *more])
+    return torch.load(root / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def moved(weights: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in weights if name.endswith("weight") and not torch.equal(weights[name], reference[name])}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return fit(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.optimizer=AdamW", "--model.optimizer.weight_decay=0.5"],
+        ["--model.optimizer=SGD", "--model.optimizer.lr=0.01", "--model.optimizer.momentum=0.9"],
+        ["--model.optimizer=src.model.muon.Muon"],
+        ["--trainer.accumulate_grad_batches=2"],
+        ["--trainer.gradient_clip_val=0.01"],
+        ["--model.label_smoothing=0.1"],
+    ],
+    ids=lambda words: words[0].removeprefix("--"),
+)
+def test_option_changes_what_every_stage_learns(
+    tmp_path: Path, plain: dict[str, torch.Tensor], words: list[str]
+) -> None:
+    weights = fit(tmp_path, *words)
+    assert moved(weights, plain) == {name for name in plain if name.endswith("weight")}
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_deterministic_algorithms_suffice(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+    try:
+        assert moved(fit(tmp_path, "--trainer.deterministic=true"), plain) == set()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_average_of_weights_is_what_is_evaluated_and_saved(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+    averaging = "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"
+    weights = fit(tmp_path, averaging, "--trainer.callbacks.decay=0.9")
+    assert moved(weights, plain) == {name for name in plain if name.endswith("weight")}
+    checkpoint = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
+    own = torch.load(checkpoint, weights_only=True)["current_model_state"]
+    assert moved({name.removeprefix("module."): value for name, value in own.items()}, plain) == set()

@@ -1,0 +1,107 @@
+"""Where a run lives, what it is called, and how its checkpoints are found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from src.errors import UserError
+from src.run_directory import RunLogger, RunOptions, find_checkpoint, newest_run, run_name, run_of
+
+
+@pytest.mark.parametrize(
+    ("name", "configs", "expected"),
+    [
+        (None, [], "default"),
+        (None, ["configs/last4.yaml"], "last4"),
+        (None, ["configs/last4.yaml", "configs/with/sample.yaml"], "last4"),
+        ("mine", ["configs/last4.yaml"], "mine"),
+        (None, ["runs/last4/version_3/config.yaml"], "last4"),
+        (None, ["elsewhere/config.yaml"], "config"),
+    ],
+)
+def test_run_name(name: str | None, configs: list[str], expected: str) -> None:
+    assert run_name(RunOptions(name=name), [Path(config) for config in configs]) == expected
+
+
+def test_run_name_from_within_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "last4" / "version_3"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert run_name(RunOptions(), [Path("config.yaml")]) == "last4"
+
+
+def make_run(root: Path, version: str, *checkpoints: str) -> Path:
+    folder = root / "last4" / version
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in checkpoints:
+        (folder / "checkpoints" / name).touch()
+    return folder
+
+
+def test_newest_run_counts_versions(tmp_path: Path) -> None:
+    for version in ("version_2", "version_10", "version_9", "version_x"):
+        make_run(tmp_path, version)
+    os.utime(tmp_path / "last4" / "version_2")  # touched last, yet not the newest
+    assert newest_run(tmp_path, "last4") == tmp_path / "last4" / "version_10"
+    assert newest_run(tmp_path, "full") is None
+
+
+def test_best_and_last_are_of_the_newest_run(tmp_path: Path) -> None:
+    make_run(tmp_path, "version_0", "best.ckpt", "last.ckpt")
+    newest = make_run(tmp_path, "version_1", "best.ckpt", "last.ckpt")
+    assert find_checkpoint("best", tmp_path, "last4") == newest / "checkpoints" / "best.ckpt"
+    assert find_checkpoint("last", tmp_path, "last4") == newest / "checkpoints" / "last.ckpt"
+
+
+def test_checkpoint_by_its_path(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "version_0", "best.ckpt") / "checkpoints" / "best.ckpt"
+    assert find_checkpoint(str(path), Path("elsewhere"), "full") == path
+
+
+def test_missing_checkpoints_say_where_they_were_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"no run in '{tmp_path}/last4'.*fit --config"):
+        find_checkpoint("best", tmp_path, "last4")
+    newest = make_run(tmp_path, "version_0", "best.ckpt")
+    with pytest.raises(UserError, match=rf"no '{newest}/checkpoints/last.ckpt'.*--ckpt_path"):
+        find_checkpoint("last", tmp_path, "last4")
+    with pytest.raises(UserError, match=r"no checkpoint 'nope\.ckpt'"):
+        find_checkpoint("nope.ckpt", tmp_path, "last4")
+    with pytest.raises(UserError, match="no checkpoint"):
+        find_checkpoint(str(newest), tmp_path, "last4")  # a folder
+
+
+def test_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path, "version_0")
+    assert run_of(folder / "checkpoints" / "best.ckpt") == folder
+    assert run_of(folder / "best.ckpt") is None
+    assert run_of(tmp_path / "checkpoints" / "best.ckpt") is None
+    monkeypatch.chdir(folder)
+    assert run_of(Path("checkpoints") / "best.ckpt") == folder
+
+
+def test_epochs_are_drawn_by_epoch_and_batches_by_step(tmp_path: Path) -> None:
+    logger = RunLogger(str(tmp_path), "run", "version_0", default_hp_metric=False)
+    logger.log_metrics({"val/acc": 0.5, "train/batch_loss": 2.0, "epoch": 3}, step=400)
+    logger.log_metrics({"train/batch_loss": 1.0}, step=450)
+    logger.log_metrics({"test/acc": 0.6}, step=7)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
+    assert set(events.Tags()["scalars"]) == {"val/acc", "train/batch_loss", "test/acc"}  # no curve of the epoch itself
+    assert [(point.step, point.value) for point in events.Scalars("val/acc")] == [(3, 0.5)]
+    assert [(point.step, point.value) for point in events.Scalars("train/batch_loss")] == [(400, 2.0), (450, 1.0)]
+    assert [point.step for point in events.Scalars("test/acc")] == [7]
+
+
+def test_final_metrics(tmp_path: Path) -> None:
+    logger = RunLogger(str(tmp_path), "run", "version_0", default_hp_metric=False)
+    logger.log_hyperparams({"model": {"hidden": 8}})
+    logger.log_final({"val/acc": 0.25, "test/f1": 0.75})
+    logger.finalize("success")
+    assert not list(tmp_path.rglob("hparams.yaml"))  # config.yaml has them all
+    events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
+    last = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    assert last == {"best/val_acc": 0.25, "final/test_acc": 0.0, "final/test_loss": 0.0}
