@@ -81,11 +81,12 @@ def hash_of(state: dict[str, torch.Tensor]) -> int:
     return total
 
 
-def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(*words: str, check: bool = True, threads: int | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "src.cli", *words],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if check and done.returncode:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")

@@ -38,11 +38,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     "words",
     [
         ["--model.optimizer=AdamW", "--model.optimizer.weight_decay=0.5"],
-        ["--model.optimizer=SGD", "--model.optimizer.lr=0.01", "--model.optimizer.momentum=0.9"],
+        pytest.param(["--model.optimizer=SGD", "--model.optimizer.momentum=0.9"], marks=pytest.mark.slow),
         ["--model.optimizer=src.model.muon.Muon"],
         ["--trainer.accumulate_grad_batches=2"],
-        ["--trainer.gradient_clip_val=0.01"],
-        ["--model.label_smoothing=0.1"],
+        pytest.param(["--trainer.gradient_clip_val=0.01"], marks=pytest.mark.slow),
+        pytest.param(["--model.label_smoothing=0.1"], marks=pytest.mark.slow),
     ],
     ids=lambda words: words[0].removeprefix("--"),
 )

@@ -26,7 +26,8 @@ def words(root: Path, name: str, processes: int, *more: str) -> list[str]:
 def fit(root: Path, name: str, processes: int, *more: str) -> None:
     witness = ["--trainer.callbacks+=tests.support.Witness", "--trainer.callbacks.folder", str(root / f"{name}-seen")]
     stages = ["--unfreezing.stages", "{0: 0, 1: 4, 2: 18}", "--trainer.max_epochs", str(EPOCHS)]
-    run("fit", *words(root, name, processes, *stages, *witness, *more))
+    # As many threads in all, whether in one process or in two: more would only wait for each other.
+    run("fit", *words(root, name, processes, *stages, *witness, *more), threads=2 // processes)
 
 
 def seen(root: Path, name: str, epoch: int, rank: int) -> dict[str, Any]:
@@ -72,7 +73,11 @@ def test_every_image_counts_once_where_numbers_do_not_divide(runs: Path, tmp_pat
     for processes in (1, 2):
         copy = tmp_path / f"{processes}.ckpt"  # outside of a run directory, so that each test has its own
         copy.write_bytes(checkpoint.read_bytes())
-        run("test", *words(tmp_path, str(processes), processes, "--data.source.size", "325", "--ckpt_path", str(copy)))
+        run(
+            "test",
+            *words(tmp_path, str(processes), processes, "--data.source.size", "325", "--ckpt_path", str(copy)),
+            threads=2 // processes,
+        )
         reports.append(json.loads((tmp_path / str(processes) / "version_0" / "test_report.json").read_text()))
     one, two = reports
     assert one["images"] == two["images"] == 65
