@@ -37,9 +37,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--model.optimizer=AdamW", "--model.optimizer.weight_decay=0.5"],
+        pytest.param(["--model.optimizer=AdamW", "--model.optimizer.weight_decay=0.5"], marks=pytest.mark.slow),
         pytest.param(["--model.optimizer=SGD", "--model.optimizer.momentum=0.9"], marks=pytest.mark.slow),
-        ["--model.optimizer=src.model.muon.Muon"],
+        pytest.param(["--model.optimizer=src.model.muon.Muon"], marks=pytest.mark.slow),
         ["--trainer.accumulate_grad_batches=2"],
         pytest.param(["--trainer.gradient_clip_val=0.01"], marks=pytest.mark.slow),
         pytest.param(["--model.label_smoothing=0.1"], marks=pytest.mark.slow),

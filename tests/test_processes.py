@@ -18,6 +18,7 @@ def words(root: Path, name: str, processes: int, *more: str) -> list[str]:
     options = {
         "data.source.size": 160, "data.batch_size": 32 // processes, "trainer.accelerator": "cpu",
         "trainer.devices": processes, "run.root": root, "run.name": name,
+        "feature_cache.views": "null",  # else images stay with their process, which makes batches of its own
         "model.hidden": 0,  # without BatchNorm, whose statistics are a process's own on CPUs
     }  # fmt: skip
     return [*configs, *(word for option, value in options.items() for word in (f"--{option}", str(value))), *more]
