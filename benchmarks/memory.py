@@ -1,0 +1,49 @@
+"""Measure what freezing saves: the peak memory of a training process, by how many layers train.
+
+    python -m benchmarks.memory [--batch-size 128]
+
+Each recipe runs a few steps on the built-in sample in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+
+RECIPES = {"head": 0, "last4": 4, "full": 18}
+
+
+def peak(layers: int, batch_size: int) -> float:
+    """Train so many layers for one epoch, and give the process's peak resident memory in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "unfreezing.stages": f"{{0: {layers}}}", "trainer.max_epochs": 1, "data.batch_size": batch_size,
+            "data.source.size": 800, "feature_cache.views": "null", "run.root": folder, "run.test_after_fit": False,
+        }  # fmt: skip
+        words = ["--config=configs/last4.yaml", "--config=configs/with/sample.yaml"]
+        words += [f"--{option}={value}" for option, value in options.items()]
+        code = (
+            "import resource, sys; from src.cli import main; main(sys.argv[1:]); "
+            "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, "fit", *words], capture_output=True, text=True, check=True)
+    return int(done.stdout.rpartition("PEAK")[2]) / 1024  # Linux counts in KiB
+
+
+def main() -> None:
+    """Print one line a recipe, above what importing everything takes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch-size", type=int, default=128)
+    options = parser.parse_args()
+    subprocess.run([sys.executable, "-c", "import src.cli"], check=True)
+    base = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"importing everything: {base:.0f} MiB; training above that, batch {options.batch_size}:")
+    for recipe, layers in RECIPES.items():
+        print(f"{recipe:6} {peak(layers, options.batch_size) - base:6.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The frozen layers run once a view, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import REPOSITORY
+
+from src.cli import main
+from src.data.features import FeatureStore
+from src.model.classifier import TransferClassifier
+
+TRAIN, VAL = 35, 15  # images of a sample of 50
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the images of each batch that runs through frozen layers."""
+    counts: list[int] = []
+    run = TransferClassifier._run_prefix
+
+    def counting(self: TransferClassifier, inputs: torch.Tensor, entry: int) -> torch.Tensor:
+        counts.append(len(inputs))
+        return run(self, inputs, entry)
+
+    monkeypatch.setattr(TransferClassifier, "_run_prefix", counting)
+    return counts
+
+
+def fit(root: Path, views: str, epochs: int = 4, stages: dict[int, int] | None = None, *more: str) -> dict[str, Any]:
+    options = {
+        "feature_cache.views": views, "trainer.max_epochs": epochs, "unfreezing.stages": json.dumps(stages or {0: 4}),
+        "data.source.size": TRAIN + VAL, "run.root": root, "run.name": "run", "run.test_after_fit": False,
+    }  # fmt: skip
+    configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
+    main(["fit", *configs, *(f"--{option}={value}" for option, value in options.items()), *more])
+    return torch.load(root / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def close(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 2e-3) -> bool:
+    return all(torch.allclose(ours[name].float(), theirs[name].float(), atol=tolerance) for name in theirs)
+
+
+def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[int]) -> None:
+    fit(tmp_path, "2")
+    assert sum(passed) == 2 * TRAIN + VAL
+
+
+def test_without_views_every_epoch_passes_them(tmp_path: Path, passed: list[int]) -> None:
+    fit(tmp_path, "null", 2)
+    assert sum(passed) == 2 * (TRAIN + VAL)
+
+
+@pytest.mark.slow
+def test_a_new_stage_starts_anew_and_an_open_one_keeps_nothing(tmp_path: Path, passed: list[int]) -> None:
+    fit(tmp_path, "1", 5, {0: 0, 2: 4, 4: 18})
+    assert sum(passed) == 2 * (TRAIN + VAL)
+
+
+@pytest.mark.parametrize("place", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
+def test_cached_training_is_uncached_training(tmp_path: Path, place: str) -> None:
+    """Without augmentation all views are alike, so that only the cache differs."""
+    still = "--data.augmentation=null"
+    cached = fit(tmp_path / "cached", "1", 3, None, still, f"--feature_cache.place={place}")
+    assert close(cached, fit(tmp_path / "fresh", "null", 3, None, still))
+    assert not (tmp_path / "cached" / "run" / "version_0" / "features").exists()
+
+
+@pytest.mark.slow
+def test_views_that_do_not_fit_are_computed_anew(
+    tmp_path: Path, passed: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = 512 * 2 * 2 * 4
+    limit = (VAL + TRAIN + 1) * row / 2**30  # the validation images and one view
+    limited = fit(tmp_path / "limited", "2", 4, None, f"--feature_cache.limit_gib={limit}")
+    assert sum(passed) == 3 * TRAIN + VAL
+    assert "1 of 2 train view(s) fit" in capsys.readouterr().out
+    assert close(limited, fit(tmp_path / "roomy", "2"))
+
+
+def store(folder: Path | None, seed: int = 0) -> FeatureStore:
+    return FeatureStore(6, 2, (4, 1, 1), torch.float32, entry=14, folder=folder, origin={"seed": seed})
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_store_gives_back_what_it_was_given(tmp_path: Path, on_disk: bool) -> None:
+    kept = store(tmp_path / "features" if on_disk else None)
+    features = torch.randn(3, 4, 1, 1)
+    kept.put(torch.tensor([4, 0, 2]), features)
+    assert torch.equal(kept.get(torch.tensor([2, 4])), features[[2, 0]])
+    assert kept.get(torch.tensor([2, 3])) is None
+    kept.view = 1
+    assert kept.get(torch.tensor([2])) is None
+    kept.view = 2
+    kept.put(torch.tensor([1]), features[:1])
+    assert kept.get(torch.tensor([1])) is None
+
+
+def test_store_on_disk_outlives_its_process_unless_its_origin_differs(tmp_path: Path) -> None:
+    features = torch.randn(1, 4, 1, 1)
+    store(tmp_path).put(torch.tensor([5]), features)
+    assert torch.equal(store(tmp_path).get(torch.tensor([5])), features)
+    assert store(tmp_path, seed=1).get(torch.tensor([5])) is None
+    assert store(tmp_path).get(torch.tensor([5])) is None
