@@ -67,6 +67,7 @@ def test_only_what_trains_is_communicated(runs: Path) -> None:
     assert [seen(runs, "two", epoch, 0)["communicated"] for epoch in range(EPOCHS)] == [5_130, 7_084_554, 14_719_818]
 
 
+@pytest.mark.slow
 def test_every_image_counts_once_where_numbers_do_not_divide(runs: Path, tmp_path: Path) -> None:
     """325 images give 65 for the test, in batches of 32 and of 2 × 16."""
     checkpoint = runs / "one" / "version_0" / "checkpoints" / "best.ckpt"

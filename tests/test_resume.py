@@ -73,7 +73,8 @@ def test_killed_in_every_stage_equals_never_killed(untouched: Path, tmp_path: Pa
     assert_same(tmp_path / "run" / "version_0", untouched)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_stopped_within_an_epoch_equals_never_stopped(untouched: Path, tmp_path: Path, name: str, code: int) -> None:
     stopped = fit(tmp_path, "run", *signal_at(4, 1, name), check=False)
     assert stopped.returncode == code

@@ -50,6 +50,7 @@ def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[in
     assert sum(passed) == 2 * TRAIN + VAL
 
 
+@pytest.mark.slow
 def test_without_views_every_epoch_passes_them(tmp_path: Path, passed: list[int]) -> None:
     fit(tmp_path, "null", 2)
     assert sum(passed) == 2 * (TRAIN + VAL)
@@ -61,7 +62,8 @@ def test_a_new_stage_starts_anew_and_an_open_one_keeps_nothing(tmp_path: Path, p
     assert sum(passed) == 2 * (TRAIN + VAL)
 
 
-@pytest.mark.parametrize("place", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["memory", "disk"])
 def test_cached_training_is_uncached_training(tmp_path: Path, place: str) -> None:
     """Without augmentation all views are alike, so that only the cache differs."""
     still = "--data.augmentation=null"
