@@ -67,7 +67,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config))
-        shown = {room: config.get(room) for room in ("model", "data", "unfreezing", "seed_everything")}
+        shown = {room: config.get(room) for room in ("model", "data", "unfreezing", "feature_cache", "seed_everything")}
         shown["trainer"] = {key: config["trainer"].get(key) for key in ("max_epochs", "precision", "devices")}
         assert isinstance(trainer.logger, RunLogger)
         trainer.logger.log_hyperparams(shown)
@@ -89,9 +89,9 @@ class ThawCLI(LightningCLI):
         parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        # Lightning would warn that a list of words was given although the process has words of its own.
-        check_configs(cast(Sequence[str], args))
-        self.config = parser.parse_args(cast(Sequence[str], args))
+        words = cast(Sequence[str], args)
+        check_configs(words)
+        self.config = parser.parse_args(words)  # Lightning's own way warns that the process has words besides these
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
             raise UserError(f"seed_everything is {seed}: choose a seed from 0 to {2**32 - 1}.")

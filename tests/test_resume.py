@@ -9,17 +9,23 @@ import pytest
 import torch
 from support import REPOSITORY, run
 
+from src.cli import main
+
 STAGES = "{0: 0, 2: 4, 4: 18}"
 TIMES = {"images_per_second", "train_seconds"}
 
 
-def fit(root: Path, name: str, *more: str, check: bool = True) -> Any:
+def words(root: Path, name: str, *more: str) -> list[str]:
     """Train through three stages with augmentation, dropout and cosine rates, on as few images as that takes."""
     configs = [REPOSITORY / "configs" / file for file in ("staged.yaml", "with/sample.yaml")]
-    words = [word for config in configs for word in ("--config", str(config))]
-    words += ["--unfreezing.stages", STAGES, "--trainer.max_epochs", "6", "--data.source.size", "60"]
-    words += ["--data.batch_size", "14", "--run.root", str(root), "--run.name", name, "--run.test_after_fit", "false"]
-    return run("fit", *words, *more, check=check)
+    options = [word for config in configs for word in ("--config", str(config))]
+    options += ["--unfreezing.stages", STAGES, "--trainer.max_epochs", "6", "--data.source.size", "60"]
+    options += ["--data.batch_size", "14", "--run.root", str(root), "--run.name", name, "--run.test_after_fit", "false"]
+    return ["fit", *options, *more]
+
+
+def fit(root: Path, name: str, *more: str, check: bool = True) -> Any:
+    return run(*words(root, name, *more), check=check)
 
 
 def signal_at(epoch: int, batch: int, name: str) -> list[str]:
@@ -30,7 +36,7 @@ def signal_at(epoch: int, batch: int, name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("untouched")
-    fit(root, "run")
+    main(words(root, "run"))
     return root / "run" / "version_0"
 
 

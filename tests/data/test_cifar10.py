@@ -5,16 +5,15 @@ import hashlib
 import io
 import pickle
 import tarfile
-import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from server import Server, serving
 from torchvision.datasets import CIFAR10 as Archive
 
 from src.data.sources import CIFAR10
@@ -36,40 +35,6 @@ def old_pickle(value: object) -> bytes:
     pickler.dispatch_table[type(np.dtype("u1"))] = lambda dtype: (np.dtype, ("u1", 0, 1), state)
     pickler.dump(value)
     return buffer.getvalue()
-
-
-class Server(ThreadingHTTPServer):
-    """Serve `content`, the archive; `cut` ends a response after so many bytes."""
-
-    daemon_threads = True
-    content = b""
-    cut: int | None = None
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges_asked: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{Archive.filename}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked, content = self.headers["Range"], self.server.content
-        self.server.ranges_asked.append(asked)
-        start = int(asked[len("bytes=") : -1]) if asked else 0
-        self.send_response(206 if asked else 200)
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start:][: self.server.cut])
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -101,15 +66,9 @@ def archive(batches: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def server(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    with Server() as server:
-        server.content = archive
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+def server(archive: bytes) -> Iterator[Server]:
+    with serving(archive, Archive.filename) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -54,6 +55,10 @@ class ImageFolder(Source):
         return self._listing.classes
 
     def prepare(self) -> None:
+        with FileLock(Path(gettempdir(), f"thaw-{Path.home().name}-{_digest(self.root)}.lock")):
+            self._prepare()  # by one of the processes of a machine, the others find it done
+
+    def _prepare(self) -> None:
         unreadable: list[str] = []
         for split, files in self._listing.splits.items():
             if self._cached(split) is None:
@@ -175,7 +180,11 @@ def _subfolders(folder: Path) -> list[str]:
 def _cache_folders(root: Path) -> tuple[Path, Path]:
     """Return where decoded images may lie, in order of preference."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / CACHE, user / "thaw" / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    return root / CACHE, user / "thaw" / _digest(root)
+
+
+def _digest(root: Path) -> str:
+    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
 
 
 def _save(array: np.ndarray, path: Path) -> None:
