@@ -58,7 +58,7 @@ class TransferClassifier(LightningModule):
             if not 0 <= share < 1:
                 raise UserError(f"model.{name} is {share}: it must be 0 or more, and below 1.")
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
-        self.backbone = VGGBackbone()
+        self.backbone = VGGBackbone(image_size)
         self.head = _head(FEATURES * (image_size // REDUCTION) ** 2, hidden, dropout, num_classes)
         self.depth = len(LAYERS)
         self.weights = weights
@@ -192,7 +192,12 @@ class TransferClassifier(LightningModule):
         return groups
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer(self.parameter_groups())
+        optimizer = self.make_optimizer(self.parameter_groups())
+        kinds = [optimizer.defaults.get(kind, "unknown") for kind in ("fused", "foreach", "differentiable")]
+        if kinds == [None, None, False]:  # the user left the choice to torch, which does not take the fastest
+            for settings in (optimizer.defaults, *optimizer.param_groups):
+                settings["fused"] = True
+        return optimizer
 
 
 def _head(features: int, hidden: int, dropout: float, num_classes: int) -> nn.Sequential:

@@ -64,7 +64,7 @@ class Muon(torch.optim.Muon):
     def _step_matrices(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         matrices = []
         for parameter in parameters:
-            matrix = parameter.flatten(1)  # a view: what changes it changes the parameter
+            matrix = parameter.flatten(1)  # a copy, where memory has another order
             assert parameter.grad is not None
             matrix.grad = parameter.grad.flatten(1)
             if parameter in self.state:
@@ -74,6 +74,7 @@ class Muon(torch.optim.Muon):
         super().step()
         for parameter, matrix in zip(parameters, matrices, strict=True):
             self.state[parameter] = self.state.pop(matrix)
+            parameter.copy_(matrix.view(parameter.shape))
 
     def _step_vectors(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:

@@ -18,6 +18,7 @@ from torchvision.models import VGG16_Weights
 
 from src.download import fetch
 from src.errors import UserError
+from src.model.small_maps import convolve, store_by_tap
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
 LAYERS = tuple(
@@ -26,6 +27,7 @@ LAYERS = tuple(
     for part in (*(f"conv{conv}" for conv in range(1, convs + 1)), "pool")
 )
 FEATURES = BLOCKS[-1][0]
+SMALL = 2  # side of the largest maps on which computing tap by tap was measured to be faster
 REDUCTION = 2 ** len(BLOCKS)  # every block's pooling halves height and width
 
 
@@ -55,29 +57,58 @@ _PUBLISHED = {
 
 
 class ConvReLU(nn.Conv2d):
-    """Convolve 3×3 with zero padding, then rectify: one layer in Keras's count."""
+    """Convolve 3×3 with zero padding, then rectify: one layer in Keras's count.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        by_tap: Whether to expect maps of a few pixels, and to store and compute accordingly (see `small_maps`).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, by_tap: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        self.by_tap = by_tap
+        if by_tap:
+            store_by_tap(self.weight)
+        else:
+            self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.by_tap and _is_plain(input):
+            assert self.bias is not None
+            return F.relu(convolve(input, self.weight, self.bias), inplace=True)
         return F.relu(super().forward(input), inplace=True)
 
 
-class VGGBackbone(nn.Sequential):
-    """Stack the eighteen layers `block1_conv1` … `block5_pool`; weights are random until `load` is called."""
+def _is_plain(input: Tensor) -> bool:
+    """Tell whether this is eager single precision on a CPU: elsewhere libraries and compilers know better."""
+    return (
+        input.device.type == "cpu"
+        and input.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
-    def __init__(self) -> None:
+
+class VGGBackbone(nn.Sequential):
+    """Stack the eighteen layers `block1_conv1` … `block5_pool`; weights are random until `load` is called.
+
+    Args:
+        image_size: Height and width of the images in pixels, for which the layers are laid out in memory.
+    """
+
+    def __init__(self, image_size: int = 32) -> None:
         super().__init__()
         in_channels = 3
-        for name in LAYERS:
+        sides = [image_size, *(side for _, _, side in output_shapes(image_size))]  # of what enters each layer
+        for name, side in zip(LAYERS, sides, strict=False):
             if name.endswith("pool"):
                 self.add_module(name, nn.MaxPool2d(2))
             else:
                 out_channels = BLOCKS[block_of(name) - 1][0]
-                self.add_module(name, ConvReLU(in_channels, out_channels))
+                self.add_module(name, ConvReLU(in_channels, out_channels, by_tap=side <= SMALL))
                 in_channels = out_channels
 
     def forward(self, x: Tensor, first: int = 0, last: int = len(LAYERS)) -> Tensor:
@@ -88,6 +119,8 @@ class VGGBackbone(nn.Sequential):
             first: Number of the first layer to run, from 0.
             last: Number of the layer to stop before.
         """
+        if first == 0:
+            x = x.contiguous(memory_format=torch.channels_last)
         for layer in self._layers(first, last):
             x = layer(x)
         return x

@@ -153,7 +153,7 @@ def test_every_kind_of_file_gives_torchvisions_features(
     for parameter in backbone.parameters():
         parameter.zero_()
     backbone.load(str(tmp_path / PLAIN))
-    assert torch.equal(backbone(images), theirs.features(images))
+    torch.testing.assert_close(backbone(images), theirs.features(images), rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 def test_training_does_not_change_the_file(folder: Path, theirs: nn.Module, backbone: VGGBackbone) -> None:

@@ -1,0 +1,74 @@
+"""Small maps are convolved as large ones are."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.model.classifier import TransferClassifier
+from src.model.small_maps import convolve, store_by_tap
+from src.model.vgg import ConvReLU
+
+
+def parts(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(5, 6, height, width, generator=generator, dtype=torch.double)
+    weight = torch.randn(4, 6, 3, 3, generator=generator, dtype=torch.double)
+    return maps, weight, torch.randn(4, generator=generator, dtype=torch.double)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (4, 5)])
+def test_result_and_gradients_are_those_of_the_ordinary_convolution(height: int, width: int) -> None:
+    results = []
+    for convolution in (convolve, lambda maps, weight, bias: F.conv2d(maps, weight, bias, padding=1)):
+        inputs = [part.requires_grad_() for part in parts(height, width)]
+        out = convolution(*inputs)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=torch.double).view(out.shape))
+        results.append([out.detach(), *(part.grad for part in inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_only_what_is_needed_gets_a_gradient() -> None:
+    maps, weight, bias = parts(2, 2)
+    convolve(maps.requires_grad_(), weight, bias).sum().backward()
+    assert maps.grad is not None
+    assert weight.grad is None
+
+
+def test_storing_by_tap_leaves_shape_and_values() -> None:
+    weight = parts(2, 2)[1]
+    stored = torch.nn.Parameter(weight.clone())
+    store_by_tap(stored)
+    assert torch.equal(stored, weight)
+    assert stored.permute(2, 3, 0, 1).is_contiguous()
+
+
+@pytest.mark.parametrize(("size", "by_tap"), [(32, True), (47, True), (48, False), (64, False)])
+def test_block5_is_computed_by_tap_where_its_maps_are_small(size: int, by_tap: bool) -> None:
+    backbone = TransferClassifier(image_size=size).backbone
+    found = {name: layer.by_tap for name, layer in backbone.named_children() if isinstance(layer, ConvReLU)}
+    assert found == {name: by_tap and name.startswith("block5") for name in found}
+
+
+def test_gradients_keep_the_order_of_the_weights() -> None:
+    """Else every step would copy them, and DDP its buckets."""
+    model = TransferClassifier()
+    model.trainable_layers = 4
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    for parameter in model.backbone.block5_conv2.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+
+
+def test_half_precision_and_compilers_get_the_ordinary_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Tensor) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr("src.model.vgg.convolve", refuse)
+    layer, maps = ConvReLU(3, 4, by_tap=True), torch.randn(2, 3, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(maps).dtype == torch.bfloat16
+    assert layer.double()(maps.double()).dtype == torch.double
+    with pytest.raises(AssertionError):
+        layer.float()(maps)
