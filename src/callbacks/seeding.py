@@ -15,4 +15,7 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         place = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)

@@ -70,6 +70,7 @@ class TransferClassifier(LightningModule):
         self._suffix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_suffix) if compile else self._run_suffix
         self.keep_features: Callable[[Batch, Tensor, str], None] | None = None
         """Called with what the frozen layers made of a batch, and the split it is from."""
+        self._drawn = 0  # steps made when the loss of a batch was last drawn
         self.train_metrics = _metrics(num_classes)
         self.val_metrics = _metrics(num_classes, f1=True)
         self.test_metrics = _metrics(num_classes, f1=True)
@@ -124,8 +125,14 @@ class TransferClassifier(LightningModule):
         logits = self._logits(batch, "train")
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         _update(self.train_metrics, logits, batch.labels, loss)
-        self.log("train/batch_loss", loss.detach())
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # Straight into the logger, and now and then: `log` takes a millisecond of every step.
+        steps, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.logger is not None and every and steps % every == 0 and steps > self._drawn:
+            self._drawn = steps
+            self.logger.log_metrics({"train/batch_loss": outputs["loss"].item()}, steps - 1)
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)
