@@ -200,8 +200,8 @@ class TransferClassifier(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.make_optimizer(self.parameter_groups())
-        kinds = [optimizer.defaults.get(kind, "unknown") for kind in ("fused", "foreach", "differentiable")]
-        if kinds == [None, None, False]:  # the user left the choice to torch, which does not take the fastest
+        undecided = all(optimizer.defaults.get(kind) is None for kind in ("fused", "foreach"))
+        if undecided and isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # torch would not take the fastest
             for settings in (optimizer.defaults, *optimizer.param_groups):
                 settings["fused"] = True
         return optimizer

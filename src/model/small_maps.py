@@ -2,7 +2,7 @@
 
 On 2×2 maps a padded 3×3 convolution makes 36 products of a pixel with a kernel's tap, and 20 of them are with zeros.
 Here each tap is a matrix, multiplied with the pixels it meets and no others. Kernels are stored tap by tap, so that
-nothing is gathered: a step reads each weight once, which is what small batches spend their time on.
+nothing is gathered: reading weights is what small batches spend their time on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`ImageFolder` on small folders of every kind of image."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,10 @@ def test_checks_decode_nothing(root: Path, decoded: list[str]) -> None:
 def test_image_size_must_be_positive() -> None:
     with pytest.raises(UserError, match="image_size is 0"):
         ImageFolder("anywhere", 0)
+
+
+def test_processes_of_a_machine_decode_once(root: Path, decoded: list[str]) -> None:
+    """Threads with sources of their own meet at the same lock as processes do."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: ImageFolder(str(root)).prepare(), range(4)))
+    assert sorted(decoded) == ["a.png", "a.png", "a.png", "b.png"]

@@ -375,3 +375,19 @@ def test_epoch_that_was_saved_at_its_end_can_be_measured(
 
 def test_checkpoint_without_metrics_loads(model: TransferClassifier) -> None:
     model.on_load_checkpoint({})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "fused"),
+    [
+        (torch.optim.Adam, True),
+        (torch.optim.AdamW, True),
+        (torch.optim.SGD, True),
+        (torch.optim.RMSprop, None),  # has no fused step
+        (lambda params: torch.optim.Adam(params, fused=False), False),
+        (lambda params: torch.optim.Adam(params, foreach=True), None),
+    ],
+)
+def test_step_is_fused_unless_the_user_decided(optimizer: Callable[..., Any], fused: bool | None) -> None:
+    made = make(hidden=0, optimizer=optimizer).configure_optimizers()
+    assert {group.get("fused") for group in made.param_groups} == {fused}

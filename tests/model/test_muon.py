@@ -1,9 +1,13 @@
 """Muon on kernels and vectors."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import nn
 
 from src.model.muon import Muon
+from src.model.small_maps import store_by_tap
 
 
 def network() -> nn.Sequential:
@@ -69,3 +73,25 @@ def test_what_has_no_gradient_stays_and_has_no_state() -> None:
     steps(model, optimizer, 2)
     assert torch.equal(model[0].weight, before)
     assert set(optimizer.state) == set(model[2].parameters())
+
+
+def to_channels_last(weight: torch.Tensor) -> None:
+    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("rearrange", [store_by_tap, to_channels_last])
+def test_order_in_memory_does_not_matter(rearrange: Callable[[torch.Tensor], None]) -> None:
+    results = []
+    for change in (rearrange, lambda weight: None):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 6, 3, 3))
+        before = weight.detach().clone()
+        change(weight)
+        optimizer = Muon([weight], lr=0.1)
+        for _ in range(2):  # the second step has momentum
+            weight.grad = torch.linspace(-1, 1, weight.numel()).sin().view(weight.shape)
+            optimizer.step()
+        assert not torch.allclose(weight, before, atol=1e-3)
+        results.append(weight.detach())
+    # Orthogonal to bfloat16's precision, in which the columns' order does not matter either.
+    torch.testing.assert_close(*results, rtol=0, atol=2e-3)

@@ -49,6 +49,9 @@ def test_block5_is_computed_by_tap_where_its_maps_are_small(size: int, by_tap: b
     backbone = TransferClassifier(image_size=size).backbone
     found = {name: layer.by_tap for name, layer in backbone.named_children() if isinstance(layer, ConvReLU)}
     assert found == {name: by_tap and name.startswith("block5") for name in found}
+    for name, layer in backbone.named_children():
+        if isinstance(layer, ConvReLU) and not found[name]:
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradients_keep_the_order_of_the_weights() -> None:
