@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+KERAS ?= .venv-keras
 CONFIG ?= configs/last4.yaml
 PORT ?= 6006
 ARGS ?=
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 # There while an environment that make itself created is not whole: the next attempt starts afresh.
 PARTIAL := $(VENV)/.partial
 
-.PHONY: help setup quickstart fit test test-all lint format types check tensorboard clean distclean
+.PHONY: help setup quickstart fit test test-all lint format types check tensorboard bench keras clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -56,9 +57,16 @@ check: lint types test ## lint, types and test
 tensorboard: $(READY) ## show all runs in the browser, on PORT (default 6006)
 	$(RUN) tensorboard.main --logdir runs --port $(PORT)
 
+bench: $(READY) ## race thaw against a bare loop, stock Lightning and, after `make keras`, Keras; ARGS="--rounds 3"
+	$(RUN) benchmarks.race --keras $(KERAS)/bin/python $(ARGS)
+
+keras: ## install TensorFlow into KERAS (default .venv-keras), which `make bench` then races against
+	@if [ ! -x $(KERAS)/bin/python ]; then $(PYTHON) -m venv $(KERAS); fi
+	$(KERAS)/bin/python -m pip install -q -r benchmarks/keras-requirements.txt
+
 clean: ## remove caches and build products, never runs/ or data/
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist thaw.egg-info
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv as well
-	rm -rf .venv
+distclean: clean ## remove .venv and .venv-keras as well
+	rm -rf .venv .venv-keras

@@ -35,10 +35,12 @@ class Witness(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.images: list[tuple[int, float]] = []
+        self.entries: list[int] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         sums = batch.inputs.double().sum(dim=(1, 2, 3)).tolist()
         self.images += zip(batch.indices.tolist(), sums, strict=True)
+        self.entries.append(batch.entry)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         layers = _layers(pl_module)
@@ -47,6 +49,7 @@ class Witness(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seen = {
             "images": self.images,
+            "entries": self.entries,
             "weights": [p.detach().double().sum().item() for p in pl_module.parameters()],
             "bits": hash_of(pl_module.state_dict()),
             "layers": {name: hash_of(layer.state_dict()) for name, layer in _layers(pl_module)},
@@ -59,7 +62,7 @@ class Witness(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"epoch{trainer.current_epoch}-rank{trainer.global_rank}.json"
         (self.folder / name).write_text(json.dumps(seen))
-        self.images = []
+        self.images, self.entries = [], []
 
 
 def _layers(model: LightningModule) -> list[tuple[str, torch.nn.Module]]:

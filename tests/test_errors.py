@@ -156,6 +156,7 @@ OPTIONS = {
     "--trainer.accumulate_grad_batches 0": ["trainer.accumulate_grad_batches is 0: it must be at least 1"],
     "--trainer.check_val_every_n_epoch 0": ["trainer.check_val_every_n_epoch is 0: it must be at least 1"],
     "--trainer.precision 17": ["trainer.precision is '17'", "bf16-mixed"],
+    "--feature_cache.views 2 --feature_cache.folder kept": ["feature_cache.folder", "feature_cache.place disk"],
     "--trainer.limit_train_batches 2.5": ["limit_train_batches", "2.5"],
     "--trainer.gradient_clip_algorithm foo": ["trainer.gradient_clip_algorithm", "foo", "norm"],
     "--run.test_after_fit maybe": ["run.test_after_fit is 'maybe': expected true or false."],

@@ -93,3 +93,20 @@ def test_every_image_counts_once_where_numbers_do_not_divide(runs: Path, tmp_pat
     for field in ("accuracy", "macro_f1", "confusion_matrix", "classes"):
         assert one[field] == two[field]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_each_process_keeps_the_images_it_sees(tmp_path: Path) -> None:
+    """Epoch 0 fills the cache of the only view, epoch 1 starts from it, epoch 2 thaws everything and cannot."""
+    stages = ["--unfreezing.stages", "{0: 4, 2: 18}", "--feature_cache.views", "1"]
+    fit(tmp_path, "cached", 2, *stages)
+    images = [
+        [{i for i, _ in seen(tmp_path, "cached", epoch, rank)["images"]} for rank in (0, 1)] for epoch in range(3)
+    ]
+    assert images[0] == images[1]
+    assert len(images[0][0]) == len(images[0][1]) == 32
+    assert images[0][0].isdisjoint(images[0][1])
+    assert [seen(tmp_path, "cached", epoch, 0)["entries"] for epoch in range(3)] == [[0, 0], [14, 14], [0, 0]]
+    for epoch in range(3):
+        first, second = (seen(tmp_path, "cached", epoch, rank) for rank in (0, 1))
+        assert first["bits"] == second["bits"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from src.batch import Batch
 from src.callbacks.schedule import trainable_layers
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
-from src.data.features import FeatureStore
+from src.data.features import FeatureStore, digest
 from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.model.vgg import output_shapes
@@ -37,19 +38,29 @@ class FrozenFeatureCache(Callback):
     Args:
         views: How many augmented views of each training image there are; null for a new one each epoch and no cache.
         limit_gib: Memory, or disk space, of a process in GiB; views that do not fit are computed anew.
-        place: Keep features in memory, or on disk in the run directory, where a resumed run finds them again.
+        place: Keep features in memory (where the images are: `data.on_device`), or on disk in the run directory,
+            where a resumed run finds them again.
+        folder: With place disk: keep them here instead, for good, so that other runs find them whose frozen layers,
+            images, augmentation and seed are the same.
     """
 
     def __init__(
-        self, views: int | None = None, limit_gib: float = 4.0, place: Literal["memory", "disk"] = "memory"
+        self,
+        views: int | None = None,
+        limit_gib: float = 4.0,
+        place: Literal["memory", "disk"] = "memory",
+        folder: str | None = None,
     ) -> None:
         if views is not None and views < 1:
             raise UserError(f"feature_cache.views is {views}: give 1 or more, or null for no cache.")
         if limit_gib <= 0:
             raise UserError(f"feature_cache.limit_gib is {limit_gib}: it must be above 0.")
+        if folder is not None and place != "disk":
+            raise UserError(f"feature_cache.folder is {folder}: it needs feature_cache.place disk.")
         self.views = views
         self.limit_gib = limit_gib
         self.place = place
+        self.folder = folder
         self.directory = Path()
         self.stores: dict[str, FeatureStore] = {}
         self.stage: int | None = None
@@ -85,6 +96,7 @@ class FrozenFeatureCache(Callback):
         shape = output_shapes(model.image_size)[model.depth - 1]
         dtype = _feature_type(trainer)
         left = int(self.limit_gib * _GIB)
+        network = self._network(trainer, model) if self.place == "disk" else {}
         # Validation first: every epoch uses all of it.
         for split, views in (("val", 1), ("train", self.views or 1)):
             dataset = data.datasets[split]
@@ -99,10 +111,23 @@ class FrozenFeatureCache(Callback):
                     flush=True,
                 )
             if kept:
-                folder = self.directory / f"{split}-{trainer.global_rank}" if self.place == "disk" else None
-                origin = {"depth": model.depth, "stage": self.stage, "world": trainer.world_size, **data.view_origin()}
-                store = FeatureStore(len(dataset.labels), kept, shape, dtype, model.depth, folder, origin)
+                origin, folder = {}, None
+                if self.place == "disk":
+                    origin = network | data.view_origin(split)
+                    folder = self._folder(origin, split) / f"process-{trainer.global_rank}"
+                images, device = len(dataset.labels), dataset.labels.device
+                store = FeatureStore(images, kept, shape, dtype, model.depth, device, folder, origin)
                 self.stores[split] = dataset.features = store
+
+    def _network(self, trainer: Trainer, model: TransferClassifier) -> dict[str, Any]:
+        """Tell what of the network features depend on."""
+        weights = digest(model.backbone.prefix_parameters(model.depth))
+        return {"depth": model.depth, "weights": weights, "precision": str(trainer.precision)}
+
+    def _folder(self, origin: dict[str, Any], split: str) -> Path:
+        if self.folder is None:
+            return self.directory / split
+        return Path(self.folder) / f"{split}-{blake2b(repr(origin).encode(), digest_size=8).hexdigest()}"
 
     def _keep(self, batch: Batch, features: Tensor, split: str) -> None:
         if split in self.stores:
@@ -113,7 +138,7 @@ class FrozenFeatureCache(Callback):
             return
         self._drop(trainer)
         pl_module.keep_features = None
-        if trainer.is_global_zero and self.place == "disk":
+        if trainer.is_global_zero and self.place == "disk" and self.folder is None:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _drop(self, trainer: Trainer) -> None:

@@ -22,6 +22,9 @@ PREDICTIONS_PNG = "predictions.png"
 REPORT = "test_report.json"
 CONFUSION_PNG = "confusion_matrix.png"
 
+_WHOLE = ("accuracy", "macro_f1", "loss", "calibration_error")
+"""What a report says of all images together."""
+
 
 class Predictions(NamedTuple):
     """Hold what was predicted, in the order of the images."""
@@ -41,7 +44,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self) -> None:
-        self.parts: list[Predictions] = []
+        self.parts: list[list[Tensor]] = []
         self.directory = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,27 +52,30 @@ class PredictionWriter(Callback):
         self.parts = []
 
     def on_test_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         self._add(outputs, batch)
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         self._add(outputs, batch)
 
-    def _add(self, probabilities: Tensor, batch: Batch) -> None:
-        self.parts.append(Predictions(batch.indices, batch.labels, probabilities))
+    def _add(self, probabilities: dict[str, Tensor], batch: Batch) -> None:
+        self.parts.append([batch.indices, batch.labels, *probabilities.values()])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self._gather(trainer)
+        predictions, *averaged = self._gather(trainer)
         if not trainer.is_global_zero:
             return
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self._write(predictions, data)
         report = test_report(predictions, data.classes)
+        for predictions in averaged:
+            again = test_report(predictions, data.classes)
+            report["test_time_augmentation"] = {name: again[name] for name in _WHOLE}
+        self._write(predictions, data)
         with replacing(self.directory / REPORT) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
         show(
@@ -80,11 +86,12 @@ class PredictionWriter(Callback):
         show(trainer, "predictions", figure, self.directory / PREDICTIONS_PNG)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions = self._gather(trainer)
+        (predictions,) = self._gather(trainer)
         if trainer.is_global_zero:
             self._write(predictions, trainer.datamodule)  # type: ignore[attr-defined]
 
-    def _gather(self, trainer: Trainer) -> Predictions:
+    def _gather(self, trainer: Trainer) -> list[Predictions]:
+        """Join the parts of all processes: plain predictions, then averaged ones if there are any."""
         joined = [torch.cat(column).cpu() for column in zip(*self.parts, strict=True)]
         self.parts = []
         if trainer.world_size > 1:
@@ -92,7 +99,8 @@ class PredictionWriter(Callback):
             torch.distributed.all_gather_object(everyone, joined)
             joined = [torch.cat(column) for column in zip(*everyone, strict=True)]
         order = joined[0].argsort()
-        return Predictions(*(column[order] for column in joined))
+        indices, labels, *probabilities = (column[order] for column in joined)
+        return [Predictions(indices, labels, some) for some in probabilities]
 
     def _write(self, predictions: Predictions, data: ImageDataModule) -> None:
         dataset = data.datasets["test"]
@@ -137,7 +145,7 @@ def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[st
     chosen = torch.linspace(0, len(predictions.labels) - 1, min(24, len(predictions.labels))).long()
     indices, labels, probabilities = (column[chosen] for column in predictions)
     confidence, predicted = probabilities.max(dim=1)
-    pixels = dataset[indices.numpy()].inputs.permute(0, 2, 3, 1).numpy()
+    pixels = dataset[indices.numpy()].inputs.permute(0, 2, 3, 1).cpu().numpy()
     titles = [f"{classes[p]} {c:.0%}" for p, c in zip(predicted.tolist(), confidence.tolist(), strict=True)]
     colours = ["green" if right else "crimson" for right in (predicted == labels).tolist()]
     return grid_figure(pixels, titles, "test images and predictions (red: wrong)", colours)

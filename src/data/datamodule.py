@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.batch import Batch
 from src.data.augment import Augmentation
-from src.data.features import FeatureStore
+from src.data.features import FeatureStore, digest
 from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, Images, Source
 from src.data.split import channel_statistics, train_val_split
@@ -42,9 +42,10 @@ class ArrayDataset(Dataset):
 
     def __getitem__(self, positions: Sequence[int] | np.ndarray) -> Batch:
         indices = self.chosen[torch.as_tensor(positions)]
+        rows = indices.to(self.labels.device, non_blocking=True)
         if self.features is not None and (features := self.features.get(indices)) is not None:
-            return Batch(features, self.labels[indices], indices, self.features.entry)
-        return Batch(self.pixels[indices], self.labels[indices], indices)
+            return Batch(features, self.labels[rows], rows, self.features.entry)
+        return Batch(self.pixels[rows], self.labels[rows], rows)
 
     def name_of(self, index: int) -> str:
         """Name an image: its file, or its number where the source has no files."""
@@ -62,6 +63,7 @@ class ImageDataModule(LightningDataModule):
         standardize: What the network sees: `weights`, what its pretrained weights were trained on; `dataset`,
             mean 0 and deviation 1 per channel over the training images.
         augmentation: Random changes of training images; null for none.
+        on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
         input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
         seed: Seed of order and augmentation; `seed_everything` tells it.
         weights_input: Mean and deviation that the weights expect, pixels 0 to 255; the model's weights tell it.
@@ -76,6 +78,7 @@ class ImageDataModule(LightningDataModule):
         standardize: Literal["weights", "dataset"] = "weights",
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008 - never changed
         input_size: int | None = None,
+        on_device: bool = False,
         seed: int = 777,
         weights_input: Any = None,
     ) -> None:
@@ -94,6 +97,7 @@ class ImageDataModule(LightningDataModule):
         self.standardize = standardize
         self.augmentation = augmentation
         self.input_size = input_size
+        self.on_device = on_device
         self.seed = seed
         self.weights_input = weights_input
         self.classes = source.classes  # reads names only: a wrong folder is found before anything is made
@@ -150,6 +154,7 @@ class ImageDataModule(LightningDataModule):
         self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 
     def train_dataloader(self) -> BatchLoader:
+        self._move()
         dataset = self.datasets["train"]
         batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._place(), stay=self.images_stay)
         return BatchLoader(dataset, batches)
@@ -166,8 +171,24 @@ class ImageDataModule(LightningDataModule):
     def _eval_loader(self, split: str) -> BatchLoader:
         if split not in self.datasets:
             raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
+        self._move()
         dataset = self.datasets[split]
         return BatchLoader(dataset, EvalBatches(len(dataset), self.batch_size, *self._place()))
+
+    def _move(self) -> None:
+        """Put the images where they are used; splits that share an array go on sharing it."""
+        if not self.on_device or self.trainer is None:
+            return
+        device = self.trainer.strategy.root_device
+        moved: dict[int, Tensor] = {}
+        for dataset in self.datasets.values():
+            for name in ("pixels", "labels"):
+                here: Tensor = getattr(dataset, name)
+                if here.device == device:
+                    continue
+                if here.data_ptr() not in moved:
+                    moved[here.data_ptr()] = here.to(device)
+                setattr(dataset, name, moved[here.data_ptr()])
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -185,12 +206,14 @@ class ImageDataModule(LightningDataModule):
             pixels = self.augmentation(pixels, seed=self.seed, view=view, indices=batch.indices)
         return batch._replace(inputs=self.standardized(pixels))
 
-    def view_origin(self) -> dict[str, Any]:
-        """Tell what, beside the network, the features of a view depend on."""
-        return {
-            "seed": self.seed, "augmentation": repr(self.augmentation), "statistics": self.statistics.tolist(),
-            "input_size": self.input_size, "images": {name: len(split) for name, split in self.datasets.items()},
-        }  # fmt: skip
+    def view_origin(self, split: str) -> dict[str, Any]:
+        """Tell what, beside the network and the number of the view, the features of a split's views depend on."""
+        random = {"seed": self.seed, "augmentation": repr(self.augmentation)} if split == "train" else {}
+        return random | {
+            "images": digest([self.datasets[split].pixels]),
+            "statistics": self.statistics.tolist(),
+            "input_size": self.input_size,
+        }
 
     def standardized(self, pixels: Tensor) -> Tensor:
         """Turn pixels from 0 to 255, (N, 3, H, W), into network input at `image_size`, float32."""
@@ -221,7 +244,7 @@ class BatchLoader:
             sampler=cast(Any, batches),
             batch_size=None,  # the sampler's items are whole batches of positions
             collate_fn=cast(Any, _identity),
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and dataset.labels.device.type == "cpu",
         )
         self.served = 0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 VALUES, FILLED, ORIGIN = "values.bin", "filled.bin", "origin.json"
+
+_CPU = torch.device("cpu")
 
 
 class FeatureStore:
@@ -25,8 +28,9 @@ class FeatureStore:
         shape: Shape of one image's features, (C, h, w).
         dtype: Their type.
         entry: Number of the network layer they enter.
-        folder: Where to keep them on disk; None for memory.
-        origin: Everything the features depend on; a folder with another origin is written anew.
+        device: Where to keep them in memory.
+        folder: Where to keep them on disk, a folder a view; None for memory.
+        origin: Everything the features depend on; what is there from another origin is written anew.
     """
 
     def __init__(
@@ -36,21 +40,25 @@ class FeatureStore:
         shape: Sequence[int],
         dtype: torch.dtype,
         entry: int,
+        device: torch.device = _CPU,
         folder: Path | None = None,
         origin: dict[str, Any] | None = None,
     ) -> None:
         self.entry = entry
         self.view = 0
-        places = (views, images)
-        if folder is None:
-            self.values = torch.empty(*places, *shape, dtype=dtype)
-            self.filled = torch.zeros(*places, dtype=torch.bool)
-            return
-        _prepare(folder, {**(origin or {}), "places": places, "shape": list(shape), "dtype": str(dtype)})
-        size = math.prod(places) * math.prod(shape)
-        values = torch.from_file(str(folder / VALUES), shared=True, size=size, dtype=dtype)
-        filled = torch.from_file(str(folder / FILLED), shared=True, size=math.prod(places), dtype=torch.bool)
-        self.values, self.filled = values.view(*places, *shape), filled.view(*places)
+        self.values: list[Tensor] = []
+        self.filled: list[Tensor] = []
+        for view in range(views):
+            if folder is None:
+                self.values.append(torch.empty(images, *shape, dtype=dtype, device=device))
+                self.filled.append(torch.zeros(images, dtype=torch.bool))
+                continue
+            path = folder / f"view-{view}"
+            _prepare(path, {**(origin or {}), "rows": images, "shape": list(shape), "dtype": str(dtype)})
+            size = images * math.prod(shape)
+            values = torch.from_file(str(path / VALUES), shared=True, size=size, dtype=dtype)
+            self.values.append(values.view(images, *shape))
+            self.filled.append(torch.from_file(str(path / FILLED), shared=True, size=images, dtype=torch.bool))
 
     @property
     def keeps_view(self) -> bool:
@@ -58,17 +66,31 @@ class FeatureStore:
         return self.view < len(self.filled)
 
     def get(self, indices: Tensor) -> Tensor | None:
-        """Give the current view's features of these images, (N, C, h, w); None unless all of them are there."""
-        if not self.keeps_view or not self.filled[self.view, indices].all():
+        """Give the current view's features of these images, (N, C, h, w); None unless all of them are there.
+
+        `indices`, (N,), are on the CPU, so that a look at what is there keeps no other device waiting.
+        """
+        if not self.keeps_view or not self.filled[self.view][indices].all():
             return None
-        return self.values[self.view].index_select(0, indices)
+        values = self.values[self.view]
+        return values.index_select(0, indices.to(values.device, non_blocking=True))
 
     def put(self, indices: Tensor, features: Tensor) -> None:
         """Keep the current view's features of these images, if that view is kept at all."""
         if self.keeps_view:
-            indices = indices.cpu()
-            self.values[self.view, indices] = features.detach().to("cpu")
-            self.filled[self.view, indices] = True  # only now, so that a killed process leaves no hole marked full
+            values = self.values[self.view]
+            values[indices.to(values.device)] = features.detach().to(values.device)
+            self.filled[self.view][indices.cpu()] = (
+                True  # only now, so that a killed process leaves no hole marked full
+            )
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Reduce the bits of tensors to a short text that differs where they do."""
+    found = blake2b(digest_size=16)
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _prepare(folder: Path, origin: dict[str, Any]) -> None:

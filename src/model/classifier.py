@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.batch import Batch
 from src.errors import UserError
+from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
 
 HEAD = "head"
@@ -33,6 +34,8 @@ class TransferClassifier(LightningModule):
         label_smoothing: Share of every training label that is spread evenly over all classes.
         optimizer: Any torch optimizer by class path; weight decay never reaches biases and norms.
         compile: Whether to compile the network with torch.compile, anew at each stage.
+        test_time_augmentation: In test and predict, average over each image and its mirror image (flip), or over those
+            and their shifts by one pixel (flip_shift); test reports both, with and without.
         num_classes: Number of classes; the data tell it.
         image_size: Height and width of the images in pixels, at least 32; the data tell it.
     """
@@ -46,6 +49,7 @@ class TransferClassifier(LightningModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-4),
         compile: bool = False,
+        test_time_augmentation: TestTimeAugmentation | None = None,
         num_classes: int = 10,
         image_size: int = 32,
     ) -> None:
@@ -74,6 +78,8 @@ class TransferClassifier(LightningModule):
         self.train_metrics = _metrics(num_classes)
         self.val_metrics = _metrics(num_classes, f1=True)
         self.test_metrics = _metrics(num_classes, f1=True)
+        self.test_time_augmentation = test_time_augmentation
+        self.averaged_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
     def load_pretrained(self) -> None:
         """Load the backbone's weights; whoever restores a checkpoint instead need not have them.
@@ -143,16 +149,26 @@ class TransferClassifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val", self.val_metrics)
 
-    def test_step(self, batch: Batch) -> Tensor:
-        """Give the probabilities, (N, classes), which callbacks write down."""
-        return self._evaluate(batch, self.test_metrics, "test")
+    def test_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Give the probabilities, (N, classes), and beside them those with test-time augmentation if that is on."""
+        found = {"plain": self._evaluate(batch, self.test_metrics, "test")}
+        if self.test_time_augmentation is not None:
+            found["averaged"] = average(self, batch.inputs, self.test_time_augmentation)
+            if len(batch.labels):
+                self.averaged_accuracy.update(found["averaged"].argmax(dim=1), batch.labels)
+        return found
 
     def on_test_epoch_end(self) -> None:
         self._log_epoch("test", self.test_metrics)
+        if self.test_time_augmentation is not None:
+            self.log("test/acc_tta", self.averaged_accuracy.compute())
+            self.averaged_accuracy.reset()
 
-    def predict_step(self, batch: Batch) -> Tensor:
-        """Give the probabilities, (N, classes), which callbacks write down."""
-        return self(batch.inputs, batch.entry).float().softmax(dim=1)
+    def predict_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Give the probabilities, (N, classes), with test-time augmentation if that is on."""
+        if self.test_time_augmentation is not None:
+            return {"averaged": average(self, batch.inputs, self.test_time_augmentation)}
+        return {"plain": self(batch.inputs, batch.entry).float().softmax(dim=1)}
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:
         logits = self._logits(batch, split)
@@ -224,7 +240,7 @@ def _head(features: int, hidden: int, dropout: float, num_classes: int) -> nn.Se
 
 def _metrics(num_classes: int, f1: bool = False) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
-        "loss": MeanMetric(),
+        "loss": MeanMetric(nan_strategy="disable"),  # else a device waits for every step to be looked at
         "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
     }
     if f1:
@@ -236,6 +252,7 @@ def _update(metrics: MetricCollection, logits: Tensor, labels: Tensor, loss: Ten
     predicted = logits.detach().argmax(dim=1)
     for name, metric in metrics.items():
         if name == "loss":
-            metric.update(loss.detach(), len(labels))
+            # Once an image: without its search for NaNs, torchmetrics does not heed weights.
+            metric.update(loss.detach().expand(len(labels)))
         else:
             metric.update(predicted, labels)

@@ -124,18 +124,24 @@ class Backwards(ImageDataModule):
 class Guesser(LightningModule):
     """Be surer the higher an image's number, and right but for number 4."""
 
-    def __init__(self, offset: float = 0.0) -> None:
+    def __init__(self, offset: float = 0.0, averages: bool = False) -> None:
         super().__init__()
         self.offset = offset
+        self.averages = averages
 
-    def test_step(self, batch: Batch) -> Tensor:
+    def predict_step(self, batch: Batch) -> dict[str, Tensor]:
+        return {"plain": self._guess(batch)}
+
+    def test_step(self, batch: Batch) -> dict[str, Tensor]:
+        right = torch.nn.functional.one_hot(batch.labels, 3).float()
+        return {"plain": self._guess(batch)} | ({"averaged": right} if self.averages else {})
+
+    def _guess(self, batch: Batch) -> Tensor:
         numbers = batch.inputs[:, 0, 0, 0].round()
         guess = (numbers.long() + (numbers == 4)) % 3
         sure = 0.5 + numbers / 20 + self.offset
         probabilities = ((1 - sure) / 2)[:, None].repeat(1, 3)
         return probabilities.scatter(1, guess[:, None], sure[:, None])
-
-    predict_step = test_step
 
 
 def make_data() -> Backwards:
@@ -175,6 +181,16 @@ def test_test_leaves_report_and_pictures(tmp_path: Path) -> None:
     assert report["confusion_matrix"] == [[4, 0, 0], [0, 2, 1], [0, 0, 3]]
     for name in (CONFUSION_PNG, PREDICTIONS_PNG):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_has_averaged_predictions_apart(tmp_path: Path) -> None:
+    make_trainer(tmp_path).test(Guesser(averages=True), make_data(), verbose=False)
+    report = json.loads((tmp_path / REPORT).read_text())
+    assert report["accuracy"] == pytest.approx(0.9)
+    assert report["test_time_augmentation"] == pytest.approx(
+        {"accuracy": 1.0, "macro_f1": 1.0, "loss": 0.0, "calibration_error": 0.0}, abs=1e-6
+    )
+    assert {row["p(cat)"] for row in written(tmp_path)} == {"0.000000", "1.000000"}
 
 
 def test_predict_leaves_predictions_only(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`ImageDataModule` on a made-up source: the split, what the network sees, and when."""
 
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from src.data.sources import Images, Source
 from src.errors import UserError
 
 N, N_TEST, SIDE = 40, 9, 8  # 28 images to train on, 12 to validate
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 INPUT = ((100.0, 110.0, 120.0), (50.0, 60.0, 70.0))  # some weights' mean and deviation
 
 
@@ -94,10 +96,11 @@ def set_up(source: Source | None = None, **options: Any) -> ImageDataModule:
     return data
 
 
-def trainer(folder: Path, max_epochs: int = 1) -> Trainer:
+def trainer(folder: Path, max_epochs: int = 1, accelerator: str = "cpu") -> Trainer:
     return Trainer(
-        accelerator="cpu", max_epochs=max_epochs, num_sanity_val_steps=2, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
+        accelerator=accelerator, devices=1, max_epochs=max_epochs, num_sanity_val_steps=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=folder,
     )  # fmt: skip
 
 
@@ -369,3 +372,28 @@ def test_state_is_plain() -> None:
     assert state["classes"] == ["cat", "dog"]
     assert [len(state[name]) for name in ("mean", "std")] == [3, 3]
     assert {type(value) for name in ("mean", "std") for value in state[name]} == {float}
+
+
+def test_images_can_be_kept_on_another_device(tmp_path: Path) -> None:
+    """A device without contents stands in for a GPU: what reaches the loader's batches must come from there."""
+    data = set_up(on_device=True)
+    data.trainer = types.SimpleNamespace(  # type: ignore[assignment]
+        strategy=types.SimpleNamespace(root_device=torch.device("meta")), global_rank=0, world_size=1
+    )
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        batch = next(iter(loader))
+        assert {part.device.type for part in (batch.inputs, batch.labels, batch.indices)} == {"meta"}
+        assert (batch.inputs.shape, batch.inputs.dtype) == ((4, 3, SIDE, SIDE), torch.uint8)
+    assert data.datasets["train"].pixels is data.datasets["val"].pixels
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_images_kept_on_the_device_are_the_same(tmp_path: Path, device: str) -> None:
+    seen = []
+    for on_device in (False, True):
+        recorder = Recorder()
+        fitter = trainer(tmp_path, accelerator="gpu" if device == "cuda" else "cpu")
+        fitter.fit(recorder, make(on_device=on_device))
+        seen.append({**recorder.train_seen, **recorder.eval_seen})
+    assert seen[0].keys() == seen[1].keys()
+    assert all(torch.equal(seen[0][key], seen[1][key]) for key in seen[0])

@@ -316,7 +316,9 @@ def test_batch_without_images_counts_nothing(model: TransferClassifier, monkeypa
         model.validation_step(batch)
     model.on_validation_epoch_end()
     assert logged["val/loss"] == pytest.approx(measured([full])["loss"], rel=1e-5)
-    assert model.test_step(empty).shape == (0, 10)
+    for kind in (None, "flip_shift"):
+        monkeypatch.setattr(model, "test_time_augmentation", kind)
+        assert all(part.shape == (0, 10) for part in model.test_step(empty).values())
 
 
 @pytest.mark.parametrize("step", ["test_step", "predict_step"])
@@ -326,8 +328,15 @@ def test_steps_give_probabilities(
     model.eval()
     with torch.no_grad():
         given = getattr(model, step)(batch_of(images))
-        torch.testing.assert_close(given, model(images).softmax(dim=1))
+        assert list(given) == ["plain"]
+        torch.testing.assert_close(given["plain"], model(images).softmax(dim=1))
+        monkeypatch.setattr(model, "test_time_augmentation", "flip")
+        given = getattr(model, step)(batch_of(images))
+        both = [model(look).softmax(dim=1) for look in (images, images.flip(3))]
+        torch.testing.assert_close(given["averaged"], (both[0] + both[1]) / 2)
+        assert ("plain" in given) == (step == "test_step")
     model.test_metrics.reset()
+    model.averaged_accuracy.reset()
 
 
 @pytest.mark.parametrize("before", [(30, 7), ()])
@@ -391,3 +400,4 @@ def test_checkpoint_without_metrics_loads(model: TransferClassifier) -> None:
 def test_step_is_fused_unless_the_user_decided(optimizer: Callable[..., Any], fused: bool | None) -> None:
     made = make(hidden=0, optimizer=optimizer).configure_optimizers()
     assert {group.get("fused") for group in made.param_groups} == {fused}
+    assert not getattr(made, "_step_supports_amp_scaling", False)  # with it Lightning refuses to clip under 16-mixed

@@ -1,0 +1,242 @@
+"""Race thaw against other ways to train the same network: `make bench`.
+
+    python -m benchmarks.race [--rounds 5] [--jobs last4 head] [--keras .venv-keras/bin/python]
+
+Each contestant is a process of its own. They run epochs in turn, so that whatever else the machine does hits all of
+them alike; while one runs the others wait. Rates are medians over the rounds, with quartiles. Each one's first epoch is
+left out: caches fill in it, and libraries warm up. Without Keras's environment (`make keras`) Keras is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contestants import material
+from benchmarks.timing import interleave
+
+THAW, CACHED, BARE, BARE_CACHED = "thaw", "thaw, from cached features", "bare loop", "bare loop, from cached features"
+STOCK, KERAS = "stock Lightning", "Keras script"
+EPOCHS, TRAIN, VAL = 30, 35_000, 15_000  # the tutorial's job
+SHORT = 5  # epochs a round of those whose epochs are short
+
+
+@dataclass
+class Contestant:
+    """A process that runs one epoch whenever it is told to."""
+
+    name: str
+    command: list[str]
+    rates: dict[str, list[float]] = field(default_factory=lambda: {"train": [], "val": []})
+    """Images per second."""
+    rest: list[float] = field(default_factory=list)
+    """Seconds of an epoch that are neither training nor validation: files written, loaders started."""
+    ready: float = 0.0
+    """Seconds from the command to the first epoch."""
+    peak_mib: float = 0.0
+
+    def start(self) -> None:
+        """Start the process, and time how long it takes to be ready for the first step."""
+        begin = time.perf_counter()
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._answer()
+        self.ready = time.perf_counter() - begin
+
+    def epoch(self, count: bool) -> None:
+        """Let it run one epoch."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        self.peak_mib = answer["peak_mib"]
+        if count:
+            seconds = answer["seconds"]
+            for part, images in answer["images"].items():
+                self.rates[part].append(images / seconds[part])
+            self.rest.append(seconds["whole"] - seconds["train"] - seconds["val"])
+
+    def stop(self) -> None:
+        """End the process."""
+        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.communicate("stop\n", timeout=20)
+        self.process.kill()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            _, errors = self.process.communicate()
+            raise SystemExit(f"{self.name} ended early: {' '.join(self.command)}\n{errors[-2000:]}")
+        return json.loads(line)
+
+    def rate(self, part: str) -> float:
+        """Give images per second, the median."""
+        return statistics.median(self.rates[part])
+
+    def spread(self, part: str) -> str:
+        """Write the median with quartiles."""
+        low, _, high = statistics.quantiles(self.rates[part], n=4)
+        return f"{self.rate(part):,.0f} ({low:,.0f} to {high:,.0f})"
+
+    def epoch_seconds(self) -> float:
+        """Add up one epoch of the tutorial's job."""
+        return TRAIN / self.rate("train") + VAL / self.rate("val") + statistics.median(self.rest)
+
+
+def contestants(job: str, folder: Path, keras: Path | None) -> list[Contestant]:
+    """List who takes part."""
+    ours = {
+        THAW: ("thaw", "null", folder / "thaw"),
+        CACHED: ("thaw", "1", folder / "cached"),
+        BARE: ("bare", "null"),
+        BARE_CACHED: ("bare", "1"),
+        STOCK: ("stock", str(os.cpu_count()), folder / "stock"),
+    }
+    python = [sys.executable, "-W", "ignore", "-m"]
+    found = [
+        Contestant(name, [*python, f"benchmarks.contestants.{module}", job, *map(str, options)])
+        for name, (module, *options) in ours.items()
+    ]
+    if keras:
+        material.write_arrays(folder / "arrays.npz")
+        script = "benchmarks.contestants.keras_script"
+        found.append(Contestant(KERAS, [str(keras), "-m", script, job, str(folder / "arrays.npz")]))
+    return found
+
+
+def race(racers: list[Contestant], rounds: int) -> dict[str, Contestant]:
+    """Let all run in turn; the first round does not count."""
+    try:
+        for contestant in racers:
+            print(f"starting: {contestant.name}", flush=True)
+            contestant.start()
+        for turn in range(1 + rounds):
+            for contestant in racers:
+                for _ in range(SHORT if turn and contestant.name in (CACHED, BARE_CACHED) else 1):
+                    contestant.epoch(count=turn > 0)
+            print(f"round {turn} of {rounds}", flush=True)
+    finally:
+        for contestant in racers:
+            if hasattr(contestant, "process"):
+                contestant.stop()
+    return {contestant.name: contestant for contestant in racers}
+
+
+def matrix_rate() -> float:
+    """Measure this machine's rate of large matrix products, in GFLOP/s."""
+    square = torch.randn(2048, 2048)
+    return 2 * 2048**3 / interleave({"product": lambda: square @ square}, rounds=20)["product"].median / 1e9
+
+
+def step_gflop(job: str) -> float:
+    """Count the GFLOP per image that a training step computes, forward and backward."""
+    model = material.model(job)
+    labels = torch.zeros(material.BATCH, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        logits = model(torch.zeros(material.BATCH, 3, 32, 32))
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+    return counter.get_total_flops() / material.BATCH / 1e9
+
+
+def report(job: str, racers: dict[str, Contestant], views: int) -> str:
+    """Lay the results out as Markdown."""
+    lines = [f"| {job}, images per second | training | validation | command to first step | peak memory |"]
+    lines += ["|---|---|---|---|---|"]
+    for contestant in racers.values():
+        lines.append(
+            f"| {contestant.name} | {contestant.spread('train')} | {contestant.spread('val')} "
+            f"| {contestant.ready:.1f} s | {contestant.peak_mib:,.0f} MiB |"
+        )
+    seconds = {name: EPOCHS * contestant.epoch_seconds() for name, contestant in racers.items()}
+    # So many epochs fill the cache, and the first of them fills that of the validation images.
+    thaw, cached = racers[THAW], racers[CACHED]
+    filling = views * TRAIN * (1 / thaw.rate("train") - 1 / cached.rate("train"))
+    filling += VAL * (1 / thaw.rate("val") - 1 / cached.rate("val"))
+    ours = seconds[CACHED] + filling
+    lines += [
+        "",
+        f"Added up to {EPOCHS} epochs of {TRAIN:,} training and {VAL:,} validation images, each epoch with what it "
+        f"takes beside them: with {views} cached views {ours / 60:.1f} min.",
+        "",
+        f"| {job}, {EPOCHS} epochs | minutes | times thaw, {views} views |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {seconds[name] / 60:.1f} | {seconds[name] / ours:.1f} |"
+        for name in (THAW, STOCK, KERAS)
+        if name in racers
+    ]
+    ratios = [
+        racers[bare].rate("train") / racers[name].rate("train") for name, bare in ((THAW, BARE), (CACHED, BARE_CACHED))
+    ]
+    gflop, rate = step_gflop(job), matrix_rate()
+    lines += [
+        "",
+        f"A step of thaw takes {ratios[0]:.3f} times as long as the bare loop's, from cached features {ratios[1]:.3f} "
+        f"times. A training step without a cache computes {gflop:.2f} GFLOP per image, so thaw runs at "
+        f"{gflop * thaw.rate('train'):.0f} GFLOP/s; a product of 2048 × 2048 matrices at {rate:.0f}: "
+        f"{gflop * thaw.rate('train') / rate:.0%}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, dict[str, Contestant]], path: Path) -> None:
+    """Draw training rates as bars."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * len(results), 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, (job, racers) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        names = list(racers)[::-1]
+        bars = panel.barh(names, [racers[name].rate("train") for name in names])
+        panel.bar_label(bars, fmt="{:,.0f}", padding=3)
+        panel.set(title=job, xlabel="training images per second", xscale="log")
+        panel.margins(x=0.2)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Race, print the tables, and write them with a picture."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jobs", nargs="+", default=["last4", "head"], choices=list(material.TRAINABLE))
+    parser.add_argument("--views", type=int, default=8, help="cached views in the sum over 30 epochs")
+    parser.add_argument(
+        "--keras", type=Path, default=Path(".venv-keras/bin/python"), help="its Python, if there is one"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    options = parser.parse_args()
+    keras = options.keras if options.keras.exists() else None
+    results = {}
+    text = (
+        f"torch {torch.__version__}, {os.cpu_count()} CPU cores, batch {material.BATCH}, 32×32 pixels, random weights. "
+    )
+    text += "Images per second: median (quartiles).\n"
+    for job in options.jobs:
+        with tempfile.TemporaryDirectory() as folder:
+            results[job] = race(contestants(job, Path(folder), keras), options.rounds)
+        text += "\n" + report(job, results[job], options.views)
+    options.output.mkdir(parents=True, exist_ok=True)
+    print(text)
+    (options.output / "race.md").write_text(text)
+    draw(results, options.output / "race.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Compare runs: `python -m src.compare runs/head runs/last4`.
+
+Runs that differ only in their seed share a row, as mean ± standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import yaml
+
+from src.callbacks.figures import new_figure, write_png
+from src.callbacks.history import CSV as HISTORY
+from src.callbacks.history import Row, read_history
+from src.callbacks.predictions import REPORT
+from src.errors import UserError
+from src.files import replacing
+from src.run_directory import newest_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIG = "config.yaml"
+COLUMNS = (
+    "recipe", "runs", "layers", "trainable parameters", "epochs", "best val/acc", "test/acc", "test/acc_tta",
+    "macro F1", "calibration error", "training minutes", "images/s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory tells of its run."""
+
+    name: str
+    config: dict[str, Any]
+    history: list[Row]
+    report: dict[str, Any]
+    """Empty where the run was not tested."""
+
+    @property
+    def recipe(self) -> str:
+        """Everything that was configured, except for the seed and for where the run is kept, as text."""
+        apart = ("seed_everything", "run", "ckpt_path")
+        return json.dumps({key: value for key, value in self.config.items() if key not in apart}, sort_keys=True)
+
+    @property
+    def minutes(self) -> list[float]:
+        """Minutes of training up to the end of each epoch, validation not counted."""
+        return [seconds / 60 for seconds in accumulate(row["train_seconds"] for row in self.history)]
+
+    def figures(self) -> dict[str, float]:
+        """Give the figures of the table that can be averaged, as far as this run has them."""
+        validated = [row["val/acc"] for row in self.history if "val/acc" in row]
+        found = {
+            "trainable parameters": self.history[-1]["trainable_parameters"],
+            "epochs": float(len(self.history)),
+            "best val/acc": max(validated) if validated else None,
+            "test/acc": self.report.get("accuracy"),
+            "test/acc_tta": self.report.get("test_time_augmentation", {}).get("accuracy"),
+            "macro F1": self.report.get("macro_f1"),
+            "calibration error": self.report.get("calibration_error"),
+            "training minutes": self.minutes[-1],
+            "images/s": statistics.median(row["images_per_second"] for row in self.history),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory, or the newest one of a recipe's folder.
+
+    Raises:
+        UserError: There is none, or it has no finished epoch.
+    """
+    folder = path if (path / CONFIG).is_file() else newest_run(path.parent, path.name)
+    if folder is None or not (folder / CONFIG).is_file():
+        raise UserError(f"'{path}' is no run: give folders such as runs/last4 or runs/last4/version_0.")
+    if not (folder / HISTORY).is_file():
+        raise UserError(f"the run '{folder}' has no {HISTORY}: it ended before its first epoch did.")
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+        report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
+        run = Run(f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
+        run.figures()
+    except (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"the run '{folder}' has a damaged {CONFIG}, {HISTORY} or {REPORT}: {error!r}.") from error
+    return run
+
+
+def recipes(runs: Iterable[Run]) -> list[list[Run]]:
+    """Put runs that differ only in their seed together, in the order of their first ones."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.recipe, []).append(run)
+    return list(groups.values())
+
+
+def label(group: Sequence[Run]) -> str:
+    """Name a recipe after its first run."""
+    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
+
+
+def table(groups: Sequence[Sequence[Run]]) -> list[dict[str, str]]:
+    """Lay out one row a recipe: mean, and standard deviation where there are several runs."""
+    rows = []
+    for group in groups:
+        stages = group[0].config["unfreezing"]["stages"]
+        row = {"recipe": label(group), "runs": str(len(group)), "layers": " → ".join(map(str, stages.values()))}
+        every = [run.figures() for run in group]
+        for name in COLUMNS[3:]:
+            values = [figures[name] for figures in every if name in figures]
+            row[name] = _write(name, values) if values else ""
+        rows.append(row)
+    return rows
+
+
+def _write(name: str, values: Sequence[float]) -> str:
+    share = "acc" in name or name in ("macro F1", "calibration error")
+    scaled = [100 * value for value in values] if share else values
+    digits = 1 if share or name == "training minutes" else 0
+    text = f"{statistics.mean(scaled):,.{digits}f}" + (" %" if share else "")
+    spread = statistics.stdev(scaled) if len(scaled) > 1 else 0.0
+    return text if len(scaled) == 1 or not (share or spread) else f"{text} ± {spread:.{max(digits, 1)}f}"
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Write the table in Markdown, which a terminal shows as well, without columns that are empty everywhere."""
+    columns = [name for name in COLUMNS if any(row[name] for row in rows)]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    lines = [[name.ljust(widths[name]) for name in columns], ["-" * widths[name] for name in columns]]
+    lines += [[row[name].ljust(widths[name]) for name in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def picture(groups: Sequence[Sequence[Run]]) -> Figure:
+    """Draw validation accuracy against training time, and both accuracies against the epoch."""
+    figure = new_figure(12, 4.5)
+    by_time, by_epoch = figure.subplots(1, 2, sharey=True)
+    for number, group in enumerate(groups):
+        for run in group:
+            style: dict[str, Any] = {"color": f"C{number}", "label": label(group) if run is group[0] else None}
+            validated = [(m, row) for m, row in zip(run.minutes, run.history, strict=True) if "val/acc" in row]
+            accuracies = [row["val/acc"] for _, row in validated]
+            by_time.plot([minutes for minutes, _ in validated], accuracies, marker=".", **style)
+            by_epoch.plot([row["epoch"] + 1 for _, row in validated], accuracies, marker=".", **style)
+            trained = [(row["epoch"] + 1, row["train/acc"]) for row in run.history]
+            by_epoch.plot(*zip(*trained, strict=True), color=f"C{number}", linestyle=":", linewidth=1)
+    by_time.set(title="validation accuracy by time", xlabel="minutes of training", ylabel="accuracy")
+    by_epoch.set(title="by epoch (dotted: training)", xlabel="epoch")
+    by_epoch.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (by_time, by_epoch):
+        axes.grid(alpha=0.3)
+    by_time.legend(fontsize=8)
+    return figure
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. For example: python -m src.compare runs/head runs/last4")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Print the table, and write it with the picture.
+
+    Args:
+        args: Words of the command line; None for the process's own.
+
+    Raises:
+        SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
+    """
+    parser = _Parser(prog="python -m src.compare", description="Compare runs in a table and a picture.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or recipes' folders for their newest runs")
+    parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="folder to write to (%(default)s)")
+    try:
+        options = parser.parse_args(args)
+        groups = recipes(map(read_run, options.runs))
+        rows = table(groups)
+        print(markdown(rows))
+        with replacing(options.output / "comparison.md") as temporary:
+            temporary.write_text(markdown(rows))
+        with replacing(options.output / "comparison.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        write_png(picture(groups), options.output / "comparison.png")
+        print(f"comparison.md, comparison.csv and comparison.png are in {options.output}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        print(f"error: cannot write to '{options.output}': {error.strerror}.", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

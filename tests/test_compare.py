@@ -1,0 +1,107 @@
+"""Runs side by side, through the real entry point, from directories as `fit` leaves them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.callbacks.history import write_history
+from src.compare import main
+
+STAGES = {0: 0, 1: 4}
+
+
+def make_run(folder: Path, best: float, seed: int = 777, rate: float = 1e-3, tested: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    config = {"seed_everything": seed, "unfreezing": {"stages": STAGES}, "run": {"root": str(folder)}, "rate": rate}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    common = {"trainable_parameters": 7e6, "train_seconds": 90.0, "images_per_second": 400.0}
+    rows = [{"epoch": e, "train/acc": 0.5, "val/acc": acc, **common} for e, acc in enumerate((best, best - 0.1))]
+    write_history(rows, folder / "history.csv")
+    if tested:
+        report = {"accuracy": best - 0.01, "macro_f1": best, "calibration_error": 0.05}
+        (folder / "test_report.json").write_text(json.dumps(report))
+    return folder
+
+
+def compare(tmp_path: Path, *runs: Path) -> list[dict[str, str]]:
+    main([*map(str, runs), "--output", str(tmp_path / "out")])
+    with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "head" / "version_0", 0.1)
+    newest = make_run(tmp_path / "head" / "version_10", 0.6)
+    other = make_run(tmp_path / "last4" / "version_0", 0.7, rate=1e-4, tested=False)
+    rows = compare(tmp_path, newest.parent, other)
+    assert [row["recipe"] for row in rows] == ["head/version_10", "last4/version_0"]
+    wanted = {
+        "runs": "1", "layers": "0 → 4", "trainable parameters": "7,000,000", "epochs": "2", "best val/acc": "60.0 %",
+        "test/acc": "59.0 %", "test/acc_tta": "", "macro F1": "60.0 %", "calibration error": "5.0 %",
+        "training minutes": "3.0", "images/s": "400",
+    }  # fmt: skip
+    assert {name: rows[0][name] for name in wanted} == wanted
+    assert (rows[1]["best val/acc"], rows[1]["test/acc"]) == ("70.0 %", "")
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| 60.0 %" in table
+    assert "tta" not in table  # a column without values
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "last4" / f"version_{i}", acc, seed=i) for i, acc in enumerate((0.70, 0.72, 0.74))]
+    other = make_run(tmp_path / "last4" / "version_3", 0.8, rate=1e-2)
+    first, second = compare(tmp_path, *runs, other)
+    assert (first["recipe"], first["runs"], first["best val/acc"]) == (
+        "last4/version_0 and 2 more",
+        "3",
+        "72.0 % ± 2.0",
+    )
+    assert (second["runs"], second["best val/acc"]) == ("1", "80.0 %")
+
+
+def no_history(run: Path) -> None:
+    (run / "history.csv").unlink()
+
+
+def empty_history(run: Path) -> None:
+    (run / "history.csv").write_text("epoch,val/acc\n")
+
+
+def broken_report(run: Path) -> None:
+    (run / "test_report.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (no_history, "ended before its first epoch"),
+        (empty_history, "damaged"),
+        (broken_report, "damaged"),
+        (lambda run: (run / "config.yaml").unlink(), "is no run"),
+    ],
+)
+def test_mistakes_take_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil, words: str) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(tmp_path / "last4" / "version_0", 0.7)
+    spoil(run)
+    with pytest.raises(SystemExit) as ended:
+        compare(tmp_path, run)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["nowhere"], [], ["--wrong"]])
+def test_wrong_words_take_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: ")
