@@ -27,8 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import material
 from benchmarks.timing import interleave
+from src.callbacks.figures import new_figure, write_png
 
-THAW, CACHED, BARE, BARE_CACHED = "thaw", "thaw, from cached features", "bare loop", "bare loop, from cached features"
+THAW, HALF, CACHED = "thaw", "thaw, frozen layers in bfloat16", "thaw, from cached features"
+BARE, BARE_CACHED = "bare loop", "bare loop, from cached features"
 STOCK, KERAS = "stock Lightning", "Keras script"
 EPOCHS, TRAIN, VAL = 30, 35_000, 15_000  # the tutorial's job
 SHORT = 5  # epochs a round of those whose epochs are short
@@ -102,6 +104,7 @@ def contestants(job: str, folder: Path, keras: Path | None) -> list[Contestant]:
     """List who takes part."""
     ours = {
         THAW: ("thaw", "null", folder / "thaw"),
+        HALF: ("thaw", "null", folder / "half", "--model.frozen_precision=bf16"),
         CACHED: ("thaw", "1", folder / "cached"),
         BARE: ("bare", "null"),
         BARE_CACHED: ("bare", "1"),
@@ -163,52 +166,48 @@ def report(job: str, racers: dict[str, Contestant], views: int) -> str:
             f"| {contestant.ready:.1f} s | {contestant.peak_mib:,.0f} MiB |"
         )
     seconds = {name: EPOCHS * contestant.epoch_seconds() for name, contestant in racers.items()}
-    # So many epochs fill the cache, and the first of them fills that of the validation images.
-    thaw, cached = racers[THAW], racers[CACHED]
-    filling = views * TRAIN * (1 / thaw.rate("train") - 1 / cached.rate("train"))
-    filling += VAL * (1 / thaw.rate("val") - 1 / cached.rate("val"))
-    ours = seconds[CACHED] + filling
+    sums = {f"{name}, {views} cached views": _with_cache(racers[name], racers[CACHED], views) for name in (THAW, HALF)}
+    sums |= {name: seconds[name] for name in (THAW, HALF, STOCK, KERAS) if name in racers}
     lines += [
         "",
         f"Added up to {EPOCHS} epochs of {TRAIN:,} training and {VAL:,} validation images, each epoch with what it "
-        f"takes beside them: with {views} cached views {ours / 60:.1f} min.",
+        "takes beside them:",
         "",
-        f"| {job}, {EPOCHS} epochs | minutes | times thaw, {views} views |",
-        "|---|---|---|",
+        f"| {job}, {EPOCHS} epochs | minutes | {STOCK} takes | {KERAS} takes |",
+        "|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {seconds[name] / 60:.1f} | {seconds[name] / ours:.1f} |"
-        for name in (THAW, STOCK, KERAS)
-        if name in racers
-    ]
+    for name, total in sums.items():
+        others = [f"{seconds[other] / total:.1f} times as long" if other in racers else "" for other in (STOCK, KERAS)]
+        lines.append(f"| {name} | {total / 60:.1f} | {' | '.join(others)} |")
     ratios = [
         racers[bare].rate("train") / racers[name].rate("train") for name, bare in ((THAW, BARE), (CACHED, BARE_CACHED))
     ]
-    gflop, rate = step_gflop(job), matrix_rate()
+    ours, rate = step_gflop(job) * racers[THAW].rate("train"), matrix_rate()
     lines += [
         "",
         f"A step of thaw takes {ratios[0]:.3f} times as long as the bare loop's, from cached features {ratios[1]:.3f} "
-        f"times. A training step without a cache computes {gflop:.2f} GFLOP per image, so thaw runs at "
-        f"{gflop * thaw.rate('train'):.0f} GFLOP/s; a product of 2048 × 2048 matrices at {rate:.0f}: "
-        f"{gflop * thaw.rate('train') / rate:.0%}.",
+        f"times. Without a cache thaw computes {ours:.0f} GFLOP/s, {ours / rate:.0%} of the {rate:.0f} of a product of "
+        "2048 × 2048 matrices.",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _with_cache(filling: Contestant, cached: Contestant, views: int) -> float:
+    """Add up the job: as many epochs as views fill the cache, the first of them that of the validation images."""
+    extra = views * TRAIN * (1 / filling.rate("train") - 1 / cached.rate("train"))
+    return EPOCHS * cached.epoch_seconds() + extra + VAL * (1 / filling.rate("val") - 1 / cached.rate("val"))
+
+
 def draw(results: dict[str, dict[str, Contestant]], path: Path) -> None:
     """Draw training rates as bars."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6 * len(results), 3), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6 * len(results), 3)
     for panel, (job, racers) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
         names = list(racers)[::-1]
         bars = panel.barh(names, [racers[name].rate("train") for name in names])
         panel.bar_label(bars, fmt="{:,.0f}", padding=3)
         panel.set(title=job, xlabel="training images per second", xscale="log")
         panel.margins(x=0.2)
-    figure.savefig(path, dpi=150)
+    write_png(figure, path)
 
 
 def main() -> None:

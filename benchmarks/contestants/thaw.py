@@ -1,6 +1,6 @@
 """thaw's own command line, stopped at the start of each epoch.
 
-python -m benchmarks.contestants.thaw JOB VIEWS FOLDER        VIEWS: 1, or null for no cache
+python -m benchmarks.contestants.thaw JOB VIEWS FOLDER [OPTION ...]        VIEWS: 1, or null for no cache
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     from benchmarks.contestants.material import BATCH, IMAGES, SEED
     from src.cli import main as thaw
 
-    job, views, folder = sys.argv[1:]
+    job, views, folder, *more = sys.argv[1:]
     sys.argv = sys.argv[:1]
     options = {
         "data.source.size": IMAGES, "data.batch_size": BATCH, "seed_everything": SEED, "feature_cache.views": views,
@@ -58,7 +58,7 @@ def main() -> None:
         "run.root": folder, "trainer.callbacks+": "benchmarks.contestants.thaw.AtTheGate",
     }  # fmt: skip
     configs = [f"--config=configs/{file}" for file in (f"{job}.yaml", "with/sample.yaml")]
-    thaw(["fit", *configs, *(f"--{option}={value}" for option, value in options.items())])
+    thaw(["fit", *configs, *(f"--{option}={value}" for option, value in options.items()), *more])
 
 
 if __name__ == "__main__":

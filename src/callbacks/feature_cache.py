@@ -94,7 +94,7 @@ class FrozenFeatureCache(Callback):
         if not model.depth:
             return
         shape = output_shapes(model.image_size)[model.depth - 1]
-        dtype = _feature_type(trainer)
+        dtype = _feature_type(trainer, model)
         left = int(self.limit_gib * _GIB)
         network = self._network(trainer, model) if self.place == "disk" else {}
         # Validation first: every epoch uses all of it.
@@ -122,7 +122,8 @@ class FrozenFeatureCache(Callback):
     def _network(self, trainer: Trainer, model: TransferClassifier) -> dict[str, Any]:
         """Tell what of the network features depend on."""
         weights = digest(model.backbone.prefix_parameters(model.depth))
-        return {"depth": model.depth, "weights": weights, "precision": str(trainer.precision)}
+        precision = (str(trainer.precision), model.frozen_precision)
+        return {"depth": model.depth, "weights": weights, "precision": precision}
 
     def _folder(self, origin: dict[str, Any], split: str) -> Path:
         if self.folder is None:
@@ -158,8 +159,10 @@ def _stage_begin(trainer: Trainer) -> int:
     return epoch
 
 
-def _feature_type(trainer: Trainer) -> torch.dtype:
+def _feature_type(trainer: Trainer, model: TransferClassifier) -> torch.dtype:
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.half}
+    if model.frozen_precision == "bf16":
+        return torch.bfloat16
     return half.get(str(trainer.precision), torch.float32)
 
 

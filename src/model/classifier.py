@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,8 @@ class TransferClassifier(LightningModule):
         label_smoothing: Share of every training label that is spread evenly over all classes.
         optimizer: Any torch optimizer by class path; weight decay never reaches biases and norms.
         compile: Whether to compile the network with torch.compile, anew at each stage.
+        frozen_precision: Precision of the frozen layers: `same` as of those that train (trainer.precision), or `bf16`,
+            about twice as fast on processors with bfloat16 instructions, with features of half the size.
         test_time_augmentation: In test and predict, average over each image and its mirror image (flip), or over those
             and their shifts by one pixel (flip_shift); test reports both, with and without.
         num_classes: Number of classes; the data tell it.
@@ -49,6 +52,7 @@ class TransferClassifier(LightningModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-4),
         compile: bool = False,
+        frozen_precision: Literal["same", "bf16"] = "same",
         test_time_augmentation: TestTimeAugmentation | None = None,
         num_classes: int = 10,
         image_size: int = 32,
@@ -69,6 +73,7 @@ class TransferClassifier(LightningModule):
         self.image_size = image_size
         self.label_smoothing = label_smoothing
         self.make_optimizer = optimizer
+        self.frozen_precision = frozen_precision
         self.compiled = compile
         self._prefix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_prefix) if compile else self._run_prefix
         self._suffix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_suffix) if compile else self._run_suffix
@@ -108,8 +113,11 @@ class TransferClassifier(LightningModule):
 
     def prefix(self, inputs: Tensor, entry: int = 0) -> Tensor:
         """Run the frozen layers from `entry` on, without gradients: images in, (N, C, h, w) features out."""
-        with torch.no_grad():
-            return self._prefix(inputs, entry) if entry < self.depth else inputs
+        if entry >= self.depth:
+            return inputs
+        half = torch.autocast(inputs.device.type, torch.bfloat16) if self.frozen_precision == "bf16" else nullcontext()
+        with torch.no_grad(), half:
+            return self._prefix(inputs, entry)
 
     def forward(self, inputs: Tensor, entry: int = 0) -> Tensor:
         """Compute logits, (N, classes), from what enters layer `entry`."""
@@ -119,6 +127,8 @@ class TransferClassifier(LightningModule):
         return self.backbone(inputs, entry, self.depth)
 
     def _run_suffix(self, features: Tensor, entry: int) -> Tensor:
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.float()  # which frozen layers in bfloat16 do not give
         return self.head(self.backbone(features, entry))
 
     def _logits(self, batch: Batch, split: str) -> Tensor:

@@ -77,6 +77,8 @@ def test_a_new_stage_starts_anew_and_an_open_one_keeps_nothing(tmp_path: Path, p
         (["--data.input_size=64"], 1e-4),
         (["--trainer.precision=bf16-mixed"], 2e-2),
         (["--model.compile=true"], 1e-4),
+        (["--model.frozen_precision=bf16"], 1e-3),
+        (["--model.frozen_precision=bf16", "--trainer.precision=bf16-mixed"], 2e-2),
     ],
 )
 def test_cached_training_is_uncached_training(tmp_path: Path, options: list[str], tolerance: float) -> None:

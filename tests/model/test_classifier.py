@@ -401,3 +401,19 @@ def test_step_is_fused_unless_the_user_decided(optimizer: Callable[..., Any], fu
     made = make(hidden=0, optimizer=optimizer).configure_optimizers()
     assert {group.get("fused") for group in made.param_groups} == {fused}
     assert not getattr(made, "_step_supports_amp_scaling", False)  # with it Lightning refuses to clip under 16-mixed
+
+
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+def test_frozen_layers_have_their_own_precision(images: Tensor, precision: str) -> None:
+    """In half precision their output is near, and what trains remains in single precision."""
+    model = make(hidden=0, frozen_precision=precision)
+    model.trainable_layers = 4
+    features, expected = model.prefix(images), model.backbone(images, 0, 14)
+    assert features.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    difference = (features.float() - expected).abs().max() / expected.abs().max()
+    assert (0 < difference < 0.03) if precision == "bf16" else difference == 0
+    logits = model(images)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, model(features, 14))  # as from a cache
+    logits.sum().backward()
+    assert model.backbone.block5_conv1.weight.grad.dtype == torch.float32
