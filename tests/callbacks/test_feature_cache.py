@@ -83,7 +83,8 @@ def test_a_new_stage_starts_anew_and_an_open_one_keeps_nothing(tmp_path: Path, p
 )
 def test_cached_training_is_uncached_training(tmp_path: Path, options: list[str], tolerance: float) -> None:
     """Without augmentation all views are alike, so that only the cache differs."""
-    same = [*options, "--data.augmentation=null", "--model.optimizer=SGD", "--model.optimizer.lr=0.03"]
+    same = [*options, "--data.augmentation=null", "--data.batch_size=8"]
+    same += ["--model.optimizer=SGD", "--model.optimizer.lr=0.03"]
     cached = fit(tmp_path / "cached", "1", 3, None, *same)
     fresh = fit(tmp_path / "fresh", "null", 3, None, *same)
     assert cached == pytest.approx(fresh, rel=tolerance)
