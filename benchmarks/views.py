@@ -1,8 +1,8 @@
 """Find out how many cached views are enough: last4 with 1, 2, 4, 8 and always new views, on the same seeds.
 
-    python -m benchmarks.views --root data/quarter [--seeds 777 1 2] [--epochs 30]
+    python -m benchmarks.views --root data/quarter [--seeds 777 1 2] [--epochs 30] [--model.frozen_precision bf16]
 
-Run again, it goes on with what is missing. All runs of a seed share one cache on disk, which the run with always new
+Options of `fit` go to every run. Run again, it goes on with what is missing. All runs of a seed share one cache on disk, which the run with always new
 views fills; so times are added up from the epochs of that run and of a run from cached features.
 """
 
@@ -22,7 +22,7 @@ VIEWS = [1, 2, 4, 8]
 EVERY = 5  # epochs from one validation to the next
 
 
-def run(root: Path, folder: Path, seed: int, views: int, epochs: int) -> list[Row]:
+def run(root: Path, folder: Path, seed: int, views: int, epochs: int, more: list[str]) -> list[Row]:
     """Train unless that is done, and give the history."""
     name = f"seed{seed}-views{views}"
     directory = folder / name / "version_0"
@@ -36,6 +36,7 @@ def run(root: Path, folder: Path, seed: int, views: int, epochs: int) -> list[Ro
         }  # fmt: skip
         words = ["--config=configs/last4.yaml", "--config=configs/with/folder.yaml"]
         words += [f"--{option}={value}" for option, value in options.items()]
+        words += more
         words += ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").exists() else []
         print(f"{name}: from epoch {len(done)}", flush=True)
         subprocess.run(
@@ -57,10 +58,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[777, 1, 2])
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("runs/views"))
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     epochs, choices = options.epochs, [options.epochs, *reversed(VIEWS)]  # as many views as epochs: always new ones
     runs = {
-        (views, seed): run(options.root, options.output, seed, views, epochs)
+        (views, seed): run(options.root, options.output, seed, views, epochs, more)
         for seed in options.seeds
         for views in choices
     }
