@@ -2,8 +2,9 @@
 
     python -m benchmarks.views --root data/quarter [--seeds 777 1 2] [--epochs 30] [--model.frozen_precision bf16]
 
-Options of `fit` go to every run. Run again, it goes on with what is missing. All runs of a seed share one cache on disk, which the run with always new
-views fills; so times are added up from the epochs of that run and of a run from cached features.
+Options of `fit` go to every run. Run again, it goes on with what is missing. All runs of a seed share one cache on
+disk, which the run with always new views fills; so times are added up from the epochs of that run and of a run from
+cached features.
 """
 
 from __future__ import annotations
