@@ -76,20 +76,17 @@ class ConvReLU(nn.Conv2d):
             self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.by_tap and _is_plain(input):
-            assert self.bias is not None
-            return F.relu(convolve(input, self.weight, self.bias), inplace=True)
+        if self.by_tap and input.device.type == "cpu" and not torch.compiler.is_compiling():
+            return F.relu(self._convolve_by_tap(input), inplace=True)  # on GPUs libraries know better, and compilers do
         return F.relu(super().forward(input), inplace=True)
 
-
-def _is_plain(input: Tensor) -> bool:
-    """Tell whether this is eager single precision on a CPU: elsewhere libraries and compilers know better."""
-    return (
-        input.device.type == "cpu"
-        and input.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
+    def _convolve_by_tap(self, maps: Tensor) -> Tensor:
+        assert self.bias is not None
+        parts = (maps, self.weight, self.bias)
+        if torch.is_autocast_enabled("cpu"):  # which does not look into functions of our own
+            parts = tuple(part.to(torch.get_autocast_dtype("cpu")) for part in parts)  # type: ignore[assignment]
+        with torch.autocast("cpu", enabled=False):
+            return convolve(*parts)
 
 
 class VGGBackbone(nn.Sequential):

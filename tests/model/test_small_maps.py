@@ -64,14 +64,30 @@ def test_gradients_keep_the_order_of_the_weights() -> None:
         assert parameter.grad.stride() == parameter.stride()
 
 
-def test_half_precision_and_compilers_get_the_ordinary_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_computes_by_tap_in_its_own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, maps = ConvReLU(64, 64, by_tap=True), torch.randn(8, 64, 2, 2)
+    results = []
+    for by_tap in (True, False):
+        layer.by_tap = by_tap
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(maps)
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+        assert layer.weight.grad is not None
+        results.append((out.float(), layer.weight.grad.clone(), *(part.grad for part in [layer.bias])))
+        assert layer.weight.grad.dtype == torch.float32
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+
+
+def test_compilers_get_the_ordinary_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Tensor) -> Tensor:
         raise AssertionError
 
     monkeypatch.setattr("src.model.vgg.convolve", refuse)
     layer, maps = ConvReLU(3, 4, by_tap=True), torch.randn(2, 3, 2, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(maps).dtype == torch.bfloat16
-    assert layer.double()(maps.double()).dtype == torch.double
     with pytest.raises(AssertionError):
-        layer.float()(maps)
+        layer(maps)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    assert layer(maps).shape == (2, 4, 2, 2)
