@@ -29,9 +29,12 @@ from benchmarks.contestants import material
 from benchmarks.timing import interleave
 from src.callbacks.figures import new_figure, write_png
 
-THAW, HALF, CACHED = "thaw", "thaw, frozen layers in bfloat16", "thaw, from cached features"
+THAW, CACHED = "thaw", "thaw, from cached features"
+HALF, HALF_CACHED = "thaw, bf16-mixed", "thaw, bf16-mixed, from cached features"
 BARE, BARE_CACHED = "bare loop", "bare loop, from cached features"
-STOCK, KERAS = "stock Lightning", "Keras script"
+STOCK, STOCK_HALF, KERAS = "stock Lightning", "stock Lightning, bf16-mixed", "Keras script"
+CACHED_END = "from cached features"
+MIXED = "--trainer.precision=bf16-mixed"
 EPOCHS, TRAIN, VAL = 30, 35_000, 15_000  # the tutorial's job
 SHORT = 5  # epochs a round of those whose epochs are short
 
@@ -104,11 +107,13 @@ def contestants(job: str, folder: Path, keras: Path | None) -> list[Contestant]:
     """List who takes part."""
     ours = {
         THAW: ("thaw", "null", folder / "thaw"),
-        HALF: ("thaw", "null", folder / "half", "--model.frozen_precision=bf16"),
         CACHED: ("thaw", "1", folder / "cached"),
+        HALF: ("thaw", "null", folder / "half", MIXED),
+        HALF_CACHED: ("thaw", "1", folder / "half_cached", MIXED),
         BARE: ("bare", "null"),
         BARE_CACHED: ("bare", "1"),
         STOCK: ("stock", str(os.cpu_count()), folder / "stock"),
+        STOCK_HALF: ("stock", str(os.cpu_count()), folder / "stock_half", "bf16-mixed"),
     }
     python = [sys.executable, "-W", "ignore", "-m"]
     found = [
@@ -130,7 +135,7 @@ def race(racers: list[Contestant], rounds: int) -> dict[str, Contestant]:
             contestant.start()
         for turn in range(1 + rounds):
             for contestant in racers:
-                for _ in range(SHORT if turn and contestant.name in (CACHED, BARE_CACHED) else 1):
+                for _ in range(SHORT if turn and contestant.name.endswith(CACHED_END) else 1):
                     contestant.epoch(count=turn > 0)
             print(f"round {turn} of {rounds}", flush=True)
     finally:
@@ -166,19 +171,23 @@ def report(job: str, racers: dict[str, Contestant], views: int) -> str:
             f"| {contestant.ready:.1f} s | {contestant.peak_mib:,.0f} MiB |"
         )
     seconds = {name: EPOCHS * contestant.epoch_seconds() for name, contestant in racers.items()}
-    sums = {f"{name}, {views} cached views": _with_cache(racers[name], racers[CACHED], views) for name in (THAW, HALF)}
-    sums |= {name: seconds[name] for name in (THAW, HALF, STOCK, KERAS) if name in racers}
+    sums = {
+        f"{name}, {views} cached views": _with_cache(racers[name], racers[cached], views)
+        for name, cached in ((THAW, CACHED), (HALF, HALF_CACHED))
+    }
+    others = (STOCK, STOCK_HALF, KERAS)
+    sums |= {name: seconds[name] for name in (THAW, HALF, *others) if name in racers}
     lines += [
         "",
         f"Added up to {EPOCHS} epochs of {TRAIN:,} training and {VAL:,} validation images, each epoch with what it "
         "takes beside them:",
         "",
-        f"| {job}, {EPOCHS} epochs | minutes | {STOCK} takes | {KERAS} takes |",
-        "|---|---|---|---|",
+        f"| {job}, {EPOCHS} epochs | minutes | {' | '.join(f'{name} takes' for name in others)} |",
+        "|---|---|---|---|---|",
     ]
     for name, total in sums.items():
-        others = [f"{seconds[other] / total:.1f} times as long" if other in racers else "" for other in (STOCK, KERAS)]
-        lines.append(f"| {name} | {total / 60:.1f} | {' | '.join(others)} |")
+        times = [f"{seconds[other] / total:.1f} times as long" if other in racers else "" for other in others]
+        lines.append(f"| {name} | {total / 60:.1f} | {' | '.join(times)} |")
     ratios = [
         racers[bare].rate("train") / racers[name].rate("train") for name, bare in ((THAW, BARE), (CACHED, BARE_CACHED))
     ]
@@ -200,12 +209,13 @@ def _with_cache(filling: Contestant, cached: Contestant, views: int) -> float:
 
 def draw(results: dict[str, dict[str, Contestant]], path: Path) -> None:
     """Draw training rates as bars."""
-    figure = new_figure(6 * len(results), 3)
+    figure = new_figure(6 * len(results), 3.5)
     for panel, (job, racers) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
         names = list(racers)[::-1]
         bars = panel.barh(names, [racers[name].rate("train") for name in names])
         panel.bar_label(bars, fmt="{:,.0f}", padding=3)
-        panel.set(title=job, xlabel="training images per second", xscale="log")
+        panel.set(title=job, xlabel="training images per second, logarithmic", xscale="log", xticks=[])
+        panel.minorticks_off()
         panel.margins(x=0.2)
     write_png(figure, path)
 

@@ -1,6 +1,6 @@
 """What most Lightning projects do: a PIL image and torchvision transforms per sample, workers, a frozen backbone.
 
-python -m benchmarks.contestants.stock JOB WORKERS FOLDER
+python -m benchmarks.contestants.stock JOB WORKERS FOLDER [PRECISION]
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Stock(LightningModule):
 
 def main() -> None:
     """Fit, with what Lightning does by default except for its progress bar and table."""
-    job, workers, folder = sys.argv[1:]
+    job, workers, folder, *precision = sys.argv[1:]
     data = material.data()
     mean, std = (data.statistics / 255).tolist()
     common = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -88,7 +88,7 @@ def main() -> None:
     ]  # fmt: skip
     trainer = Trainer(
         max_epochs=1000, default_root_dir=folder, num_sanity_val_steps=0, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[AtTheGate()],
+        enable_model_summary=False, callbacks=[AtTheGate()], precision=precision[0] if precision else None,
     )  # fmt: skip
     trainer.fit(Stock(job), *loaders)
 
