@@ -216,7 +216,8 @@ def draw(results: dict[str, dict[str, Contestant]], path: Path) -> None:
         panel.bar_label(bars, fmt="{:,.0f}", padding=3)
         panel.set(title=job, xlabel="training images per second, logarithmic", xscale="log", xticks=[])
         panel.minorticks_off()
-        panel.margins(x=0.2)
+        low, high = panel.get_xlim()
+        panel.set_xlim(low, high * (high / low) ** 0.2)  # room for the numbers
     write_png(figure, path)
 
 
