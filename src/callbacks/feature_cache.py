@@ -122,7 +122,8 @@ class FrozenFeatureCache(Callback):
     def _network(self, trainer: Trainer, model: TransferClassifier) -> dict[str, Any]:
         """Tell what of the network features depend on."""
         weights = digest(model.backbone.prefix_parameters(model.depth))
-        precision = (str(trainer.precision), model.frozen_precision)
+        # bfloat16 of the frozen layers alone is what bf16-mixed does to them.
+        precision = "bf16-mixed" if model.frozen_precision == "bf16" else str(trainer.precision)
         return {"depth": model.depth, "weights": weights, "precision": precision}
 
     def _folder(self, origin: dict[str, Any], split: str) -> Path:

@@ -109,6 +109,28 @@ def test_kept_folder_serves_other_runs(tmp_path: Path, passed: list[int]) -> Non
     assert sum(passed) == TRAIN + VAL
 
 
+def test_kept_folder_serves_the_same_precision_only(tmp_path: Path, passed: list[int]) -> None:
+    """Frozen layers in bfloat16 compute what they compute in bf16-mixed."""
+    kept = ["--feature_cache.place=disk", f"--feature_cache.folder={tmp_path / 'kept'}"]
+    fit(tmp_path / "first", "1", 1, None, *kept, "--trainer.precision=bf16-mixed")
+    passed.clear()
+    fit(tmp_path / "second", "1", 1, None, *kept, "--model.frozen_precision=bf16")
+    assert passed == []
+    fit(tmp_path / "third", "1", 1, None, *kept)
+    assert sum(passed) == TRAIN + VAL
+
+
+def test_frozen_layers_in_bfloat16_are_those_of_mixed_precision() -> None:
+    model, images = TransferClassifier(weights=None), torch.randn(4, 3, 32, 32)
+    model.trainable_layers = 4
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.prefix(images)
+    model.frozen_precision = "bf16"
+    assert torch.equal(model.prefix(images), mixed)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.prefix(images), mixed)
+
+
 @pytest.mark.slow
 def test_views_that_do_not_fit_are_computed_anew(
     tmp_path: Path, passed: list[int], capsys: pytest.CaptureFixture[str]
