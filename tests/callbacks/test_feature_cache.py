@@ -89,7 +89,7 @@ def test_cached_training_is_uncached_training(tmp_path: Path, options: list[str]
     fresh = fit(tmp_path / "fresh", "null", 3, None, *same)
     assert cached == pytest.approx(fresh, rel=tolerance)
     assert len(fresh) == 6
-    assert fresh[-2] < 0.9 * fresh[0]  # something was learnt
+    assert fresh[-2] < 0.95 * fresh[0]  # something was learnt
     assert not (tmp_path / "cached" / "run" / "version_0" / "features").exists()
 
 
