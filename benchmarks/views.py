@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+from benchmarks.training import spread, train
 from src.callbacks.figures import new_figure, write_png
-from src.callbacks.history import Row, read_history
+from src.callbacks.history import Row
 
 VIEWS = [1, 2, 4, 8]
 EVERY = 5  # epochs from one validation to the next
@@ -25,26 +24,14 @@ EVERY = 5  # epochs from one validation to the next
 
 def run(root: Path, folder: Path, seed: int, views: int, epochs: int, more: list[str]) -> list[Row]:
     """Train unless that is done, and give the history."""
-    name = f"seed{seed}-views{views}"
-    directory = folder / name / "version_0"
-    done = read_history(directory / "history.csv") if (directory / "history.csv").exists() else []
-    if len(done) < epochs:
-        options = {
-            "data.source.init_args.root": root, "seed_everything": seed, "trainer.max_epochs": epochs,
-            "trainer.check_val_every_n_epoch": EVERY, "run.root": folder, "run.name": name,
-            "run.test_after_fit": "false", "feature_cache.views": views, "feature_cache.place": "disk",
-            "feature_cache.folder": folder / f"features-{seed}", "feature_cache.limit_gib": 64,
-        }  # fmt: skip
-        words = ["--config=configs/last4.yaml", "--config=configs/with/folder.yaml"]
-        words += [f"--{option}={value}" for option, value in options.items()]
-        words += more
-        words += ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").exists() else []
-        print(f"{name}: from epoch {len(done)}", flush=True)
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "src.cli", "fit", *words], check=True, stdout=subprocess.DEVNULL
-        )
-        done = read_history(directory / "history.csv")
-    return done
+    options = {
+        "data.source.init_args.root": root, "seed_everything": seed, "trainer.check_val_every_n_epoch": EVERY,
+        "feature_cache.views": views, "feature_cache.place": "disk",
+        "feature_cache.folder": folder / f"features-{seed}", "feature_cache.limit_gib": 64,
+    }  # fmt: skip
+    words = ["--config=configs/last4.yaml", "--config=configs/with/folder.yaml"]
+    words += [f"--{option}={value}" for option, value in options.items()]
+    return train(folder, f"seed{seed}-views{views}", epochs, [*words, *more])
 
 
 def seconds(rows: list[Row]) -> float:
@@ -79,7 +66,7 @@ def main() -> None:
         columns = [best, [curve[-1][1] for curve in curves], [history[-1]["train/acc"] for history in rows]]
         name = "a new one each epoch" if views == epochs else str(views)
         total = min(views, epochs) * fresh + max(0, epochs - views) * cached
-        text += f"| {name} | {' | '.join(map(_spread, columns))} | {total:,.0f} s |\n"
+        text += f"| {name} | {' | '.join(map(spread, columns))} | {total:,.0f} s |\n"
         by_views.errorbar(
             place, 100 * statistics.mean(best), _deviation(best), marker="o", capsize=4, color=f"C{place}"
         )
@@ -99,10 +86,6 @@ def main() -> None:
 
 def _deviation(values: list[float]) -> float:
     return 100 * statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _spread(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ± {_deviation(values):.1f}"
 
 
 if __name__ == "__main__":

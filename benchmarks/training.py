@@ -1,0 +1,41 @@
+"""Train in a process of its own, as a user would, and go on where an earlier call was cut short."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from src.callbacks.history import Row, read_history
+
+
+def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
+    """Train unless that is done, and give the history.
+
+    Args:
+        folder: Where run directories lie.
+        name: Name of this run.
+        epochs: How many epochs it has when it is done.
+        words: The other options of `fit`.
+    """
+    directory = folder / name / "version_0"
+    done = read_history(directory / "history.csv") if (directory / "history.csv").exists() else []
+    if len(done) < epochs:
+        more = ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").exists() else []
+        options = {
+            "trainer.max_epochs": epochs, "run.root": folder, "run.name": name, "run.test_after_fit": "false",
+        }  # fmt: skip
+        words = [*words, *(f"--{option}={value}" for option, value in options.items()), *more]
+        print(f"{name}: from epoch {len(done)}", flush=True)
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "src.cli", "fit", *words], check=True, stdout=subprocess.DEVNULL
+        )
+        done = read_history(directory / "history.csv")
+    return done
+
+
+def spread(shares: list[float]) -> str:
+    """Write the mean of shares in percent and, of several, their standard deviation."""
+    text = f"{100 * statistics.mean(shares):.1f}"
+    return f"{text} ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else text
