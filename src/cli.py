@@ -28,6 +28,7 @@ from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.errors import UserError
+from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
@@ -241,6 +242,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
     """
     args = list(sys.argv[1:] if args is None else args)
+    keep_freed_memory()
     for advice in _UNWANTED_ADVICE:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):

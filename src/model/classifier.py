@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.batch import Batch
 from src.errors import UserError
+from src.model.memory_order import step_in_memory_order
 from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
 
@@ -230,6 +231,8 @@ class TransferClassifier(LightningModule):
         if undecided and isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # torch would not take the fastest
             for settings in (optimizer.defaults, *optimizer.param_groups):
                 settings["fused"] = True
+        if isinstance(optimizer, torch.optim.Adam):
+            step_in_memory_order(optimizer)
         return optimizer
 
 
