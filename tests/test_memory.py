@@ -1,29 +1,39 @@
 """Freed memory is kept for the next step."""
 
-import resource
+import json
 import subprocess
 import sys
 
 import pytest
 
-PAGES = 8 * 4_000_000 // resource.getpagesize()
-TOUCH = """
-import resource, sys
+LARGE, COUNT = 20_000_000, 8
+ALLOCATE = f"""
+import ctypes, json, sys
 from src.memory import keep_freed_memory
-assert len(sys.argv) < 2 or keep_freed_memory()
-import torch
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    [torch.ones(1_000_000) for _ in range(8)]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks mapped hblkhd a b c d e".split()]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Info
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+if "keep" in sys.argv:
+    assert keep_freed_memory()
+blocks = [libc.malloc({LARGE}) for _ in range({COUNT})]
+mapped = libc.mallinfo2().mapped
+for block in blocks:
+    libc.free(block)
+print(json.dumps([mapped, libc.mallinfo2().arena]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to do elsewhere")
-def test_no_fresh_pages_are_taken_for_what_was_freed() -> None:
-    plain, kept = (
-        int(subprocess.run([sys.executable, "-c", TOUCH, *words], check=True, capture_output=True, text=True).stdout)
+def test_large_blocks_come_from_memory_that_is_kept_when_they_are_freed() -> None:
+    as_it_comes, kept = (
+        json.loads(subprocess.run([sys.executable, "-c", ALLOCATE, *words], check=True, capture_output=True).stdout)
         for words in ([], ["keep"])
     )
-    assert plain > PAGES // 2
-    assert kept < PAGES // 4
+    assert as_it_comes[0] >= COUNT  # each is mapped by itself, and unmapped when it is freed
+    assert as_it_comes[1] < LARGE
+    assert kept[0] < COUNT
+    assert kept[1] > COUNT * LARGE
