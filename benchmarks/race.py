@@ -31,10 +31,12 @@ from src.callbacks.figures import new_figure, write_png
 
 THAW, CACHED = "thaw", "thaw, from cached features"
 HALF, HALF_CACHED = "thaw, bf16-mixed", "thaw, bf16-mixed, from cached features"
+INT8, INT8_CACHED = "thaw, bf16-mixed and int8", "thaw, bf16-mixed and int8, from cached features"
 BARE, BARE_CACHED = "bare loop", "bare loop, from cached features"
 STOCK, STOCK_HALF, KERAS = "stock Lightning", "stock Lightning, bf16-mixed", "Keras script"
 CACHED_END = "from cached features"
 MIXED = "--trainer.precision=bf16-mixed"
+BYTES = "--model.frozen_precision=int8"
 EPOCHS, TRAIN, VAL = 30, 35_000, 15_000  # the tutorial's job
 SHORT = 5  # epochs a round of those whose epochs are short
 
@@ -110,6 +112,8 @@ def contestants(job: str, folder: Path, keras: Path | None) -> list[Contestant]:
         CACHED: ("thaw", "1", folder / "cached"),
         HALF: ("thaw", "null", folder / "half", MIXED),
         HALF_CACHED: ("thaw", "1", folder / "half_cached", MIXED),
+        INT8: ("thaw", "null", folder / "int8", MIXED, BYTES),
+        INT8_CACHED: ("thaw", "1", folder / "int8_cached", MIXED, BYTES),
         BARE: ("bare", "null"),
         BARE_CACHED: ("bare", "1"),
         STOCK: ("stock", str(os.cpu_count()), folder / "stock"),
@@ -173,10 +177,10 @@ def report(job: str, racers: dict[str, Contestant], views: int) -> str:
     seconds = {name: EPOCHS * contestant.epoch_seconds() for name, contestant in racers.items()}
     sums = {
         f"{name}, {views} cached views": _with_cache(racers[name], racers[cached], views)
-        for name, cached in ((THAW, CACHED), (HALF, HALF_CACHED))
+        for name, cached in ((THAW, CACHED), (HALF, HALF_CACHED), (INT8, INT8_CACHED))
     }
     others = (STOCK, STOCK_HALF, KERAS)
-    sums |= {name: seconds[name] for name in (THAW, HALF, *others) if name in racers}
+    sums |= {name: seconds[name] for name in (THAW, HALF, INT8, *others) if name in racers}
     lines += [
         "",
         f"Added up to {EPOCHS} epochs of {TRAIN:,} training and {VAL:,} validation images, each epoch with what it "

@@ -1,6 +1,6 @@
 """Find out how many cached views are enough: last4 with 1, 2, 4, 8 and always new views, on the same seeds.
 
-    python -m benchmarks.views --root data/quarter [--seeds 777 1 2] [--epochs 30] [--model.frozen_precision bf16]
+    python -m benchmarks.views --root data/quarter [--seeds 777 1 2] [--views 1 2 4 8] [--model.frozen_precision bf16]
 
 Options of `fit` go to every run. Run again, it goes on with what is missing. All runs of a seed share one cache on
 disk, which the run with always new views fills; so times are added up from the epochs of that run and of a run from
@@ -18,7 +18,6 @@ from benchmarks.training import spread, train
 from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import Row
 
-VIEWS = [1, 2, 4, 8]
 EVERY = 5  # epochs from one validation to the next
 
 
@@ -44,10 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[777, 1, 2])
+    parser.add_argument("--views", type=int, nargs="*", default=[1, 2, 4, 8], help="beside always new ones")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("runs/views"))
     options, more = parser.parse_known_args()
-    epochs, choices = options.epochs, [options.epochs, *reversed(VIEWS)]  # as many views as epochs: always new ones
+    epochs = options.epochs
+    choices = [epochs, *reversed(options.views)]  # as many views as epochs: always new ones
     runs = {
         (views, seed): run(options.root, options.output, seed, views, epochs, more)
         for seed in options.seeds
@@ -74,7 +75,7 @@ def main() -> None:
             label = name if number == 0 else None
             by_epoch.plot([e for e, _ in curve], [100 * a for _, a in curve], color=f"C{place}", label=label, alpha=0.7)
     by_views.set(title="best epoch", xlabel="views", ylabel="validation accuracy, %")
-    by_views.set_xticks(range(len(choices)), [*map(str, VIEWS), "new"])
+    by_views.set_xticks(range(len(choices)), [*map(str, options.views), "new"])
     by_epoch.set(title="every seed", xlabel="epoch")
     by_epoch.legend(title="views", fontsize=8)
     for axes in (by_views, by_epoch):

@@ -32,7 +32,7 @@ from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
-from src.preflight import check_configs, check_fit, make_folder, read_checkpoint
+from src.preflight import check_configs, check_fit, check_int8, make_folder, read_checkpoint
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -116,6 +116,8 @@ class ThawCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists."""
+        if self.model.frozen_precision == "int8":
+            check_int8(self.trainer.strategy.root_device)
         if self.checkpoint is not None:
             content = read_checkpoint(self.checkpoint)
             if "ImageDataModule" in content:

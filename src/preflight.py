@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor
 
 from src.errors import UserError
+from src.model import int8
 
 _ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
 
@@ -75,6 +76,17 @@ def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tens
         raise UserError(
             f"'{path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. "
             "Use the configuration of its run: the config.yaml beside its folder."
+        )
+
+
+def check_int8(device: torch.device) -> None:
+    """Refuse frozen layers in eight bits where they could not be computed, fast and right."""
+    if device.type != "cpu":
+        raise UserError(f"model.frozen_precision int8 is for CPUs, and this run is on {device.type}: use bf16.")
+    if not int8.supported():
+        raise UserError(
+            "model.frozen_precision int8 needs a processor with VNNI instructions and a torch with oneDNN: "
+            "use bf16, or same."
         )
 
 

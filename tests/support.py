@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.model.int8 import supported
+
+needs_int8 = pytest.mark.skipif(not supported(), reason="this processor has no instructions for eight bits")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import REPOSITORY, run
+from support import REPOSITORY, needs_int8, run
 
 from src.cli import main
 
@@ -84,8 +84,9 @@ def test_killed_in_every_stage_equals_never_killed(untouched: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_killed_without_a_cache_equals_never_killed(tmp_path: Path) -> None:
-    fresh = ["--feature_cache.views", "null"]
+@pytest.mark.parametrize("precision", ["same", pytest.param("int8", marks=needs_int8)])
+def test_killed_without_a_cache_equals_never_killed(tmp_path: Path, precision: str) -> None:
+    fresh = ["--feature_cache.views", "null", "--model.frozen_precision", precision]
     main(words(tmp_path, "untouched", *fresh))
     assert fit(tmp_path, "run", *fresh, *signal_at(1, 1, "SIGKILL"), check=False).returncode == -9
     again = [*fresh, "--ckpt_path", "last"]

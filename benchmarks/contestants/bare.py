@@ -14,16 +14,20 @@ from torch.nn import functional as F
 from benchmarks.contestants import material
 from benchmarks.contestants.signals import Gate
 from src.data.datamodule import ArrayDataset, ImageDataModule
+from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
+from src.model.memory_order import step_in_memory_order
 
 
 def main() -> None:
     """Train for as long as the gate opens."""
+    keep_freed_memory()
     job, views = sys.argv[1:3]
     data, model, gate = material.data(), material.model(job), Gate()
     entry = material.frozen(job) if views == "1" else 0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-4, fused=True)
+    step_in_memory_order(optimizer)
     train, val = data.datasets["train"], data.datasets["val"]
     kept = {split: _features(model, data, data.datasets[split]) for split in ("train", "val")} if entry else {}
     epoch = 0

@@ -124,6 +124,8 @@ class FrozenFeatureCache(Callback):
         weights = digest(model.backbone.prefix_parameters(model.depth))
         # bfloat16 of the frozen layers alone is what bf16-mixed does to them.
         precision = "bf16-mixed" if model.frozen_precision == "bf16" else str(trainer.precision)
+        if model.frozen_precision == "int8":
+            precision = f"int8 {model.ranges}"
         return {"depth": model.depth, "weights": weights, "precision": precision}
 
     def _folder(self, origin: dict[str, Any], split: str) -> Path:
@@ -162,8 +164,8 @@ def _stage_begin(trainer: Trainer) -> int:
 
 def _feature_type(trainer: Trainer, model: TransferClassifier) -> torch.dtype:
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.half}
-    if model.frozen_precision == "bf16":
-        return torch.bfloat16
+    if model.frozen_precision != "same":
+        return {"bf16": torch.bfloat16, "int8": torch.uint8}[model.frozen_precision]
     return half.get(str(trainer.precision), torch.float32)
 
 

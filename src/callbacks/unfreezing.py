@@ -80,6 +80,8 @@ class StagedUnfreezing(Callback):
         if unchanged:
             return
         model.trainable_layers = layers
+        if model.frozen_precision == "int8":
+            model.calibrate(trainer.datamodule.sample_images())  # type: ignore[attr-defined]
         self.verified = False
         for optimizer in trainer.optimizers:
             for parameter in frozen:

@@ -21,6 +21,8 @@ from src.data.sources import CIFAR10, Images, Source
 from src.data.split import channel_statistics, train_val_split
 from src.errors import UserError
 
+_SAMPLE = 256  # images
+
 
 class ArrayDataset(Dataset):
     """Hand out whole batches of images held in memory; no Python runs per image.
@@ -222,6 +224,11 @@ class ImageDataModule(LightningDataModule):
         if self.input_size is not None and self.input_size != inputs.shape[-1]:
             inputs = F.interpolate(inputs, size=(self.input_size, self.input_size), mode="bilinear")
         return inputs
+
+    def sample_images(self) -> Tensor:
+        """Give the first training images as network input, the same in every process; at most 256."""
+        train = self.datasets["train"]
+        return self.standardized(train.pixels[train.chosen[:_SAMPLE]])
 
     def pixels(self, inputs: Tensor) -> Tensor:
         """Turn network input back into pixels from 0 to 255, at the size that the network sees."""
