@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contestants import material
 from benchmarks.timing import interleave
 from src.callbacks.figures import new_figure, write_png
+from src.model import int8
 
 THAW, CACHED = "thaw", "thaw, from cached features"
 HALF, HALF_CACHED = "thaw, bf16-mixed", "thaw, bf16-mixed, from cached features"
@@ -119,6 +120,8 @@ def contestants(job: str, folder: Path, keras: Path | None) -> list[Contestant]:
         STOCK: ("stock", str(os.cpu_count()), folder / "stock"),
         STOCK_HALF: ("stock", str(os.cpu_count()), folder / "stock_half", "bf16-mixed"),
     }
+    if not int8.supported():
+        ours = {name: options for name, options in ours.items() if BYTES not in options}
     python = [sys.executable, "-W", "ignore", "-m"]
     found = [
         Contestant(name, [*python, f"benchmarks.contestants.{module}", job, *map(str, options)])
@@ -178,6 +181,7 @@ def report(job: str, racers: dict[str, Contestant], views: int) -> str:
     sums = {
         f"{name}, {views} cached views": _with_cache(racers[name], racers[cached], views)
         for name, cached in ((THAW, CACHED), (HALF, HALF_CACHED), (INT8, INT8_CACHED))
+        if name in racers
     }
     others = (STOCK, STOCK_HALF, KERAS)
     sums |= {name: seconds[name] for name in (THAW, HALF, INT8, *others) if name in racers}

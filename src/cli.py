@@ -116,10 +116,12 @@ class ThawCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists."""
+        content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
         if self.model.frozen_precision == "int8":
-            check_int8(self.trainer.strategy.root_device)
+            frozen = content.get("frozen", {})
+            known = self.subcommand == "fit" or frozen.get("depth") == 0 or bool(frozen.get("ranges"))
+            check_int8(self.trainer.strategy.root_device, known, self.checkpoint)
         if self.checkpoint is not None:
-            content = read_checkpoint(self.checkpoint)
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
             check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())

@@ -79,14 +79,24 @@ def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tens
         )
 
 
-def check_int8(device: torch.device) -> None:
-    """Refuse frozen layers in eight bits where they could not be computed, fast and right."""
+def check_int8(device: torch.device, ranges: bool, checkpoint: Path | None) -> None:
+    """Refuse frozen layers in eight bits where they could not be computed, fast and right.
+
+    Args:
+        device: Where the network runs.
+        ranges: Whether it is known, or will be, what values flow between these layers.
+        checkpoint: The one that does not tell, for the message.
+    """
     if device.type != "cpu":
         raise UserError(f"model.frozen_precision int8 is for CPUs, and this run is on {device.type}: use bf16.")
     if not int8.supported():
         raise UserError(
-            "model.frozen_precision int8 needs a processor with VNNI instructions and a torch with oneDNN: "
+            "model.frozen_precision int8 needs a processor with AVX-512 VNNI instructions and a torch with oneDNN: "
             "use bf16, or same."
+        )
+    if not ranges:
+        raise UserError(
+            f"'{checkpoint}' was not trained with frozen layers in eight bits: leave out model.frozen_precision int8."
         )
 
 

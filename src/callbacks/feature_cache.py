@@ -123,9 +123,8 @@ class FrozenFeatureCache(Callback):
         """Tell what of the network features depend on."""
         weights = digest(model.backbone.prefix_parameters(model.depth))
         # bfloat16 of the frozen layers alone is what bf16-mixed does to them.
-        precision = "bf16-mixed" if model.frozen_precision == "bf16" else str(trainer.precision)
-        if model.frozen_precision == "int8":
-            precision = f"int8 {model.ranges}"
+        precisions = {"bf16": "bf16-mixed", "same": str(trainer.precision), "int8": f"int8 {model.ranges}"}
+        precision = precisions[model.frozen_precision]
         return {"depth": model.depth, "weights": weights, "precision": precision}
 
     def _folder(self, origin: dict[str, Any], split: str) -> Path:

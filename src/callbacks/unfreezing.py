@@ -66,6 +66,9 @@ class StagedUnfreezing(Callback):
         if self.decay != "constant" and max_epochs == -1:
             raise UserError(f"unfreezing.decay {self.decay} needs an end: set trainer.max_epochs.")
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        self._apply(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         # Also here, because a run resumed within an epoch sees no epoch start.
         self._apply(trainer, pl_module)
@@ -80,7 +83,7 @@ class StagedUnfreezing(Callback):
         if unchanged:
             return
         model.trainable_layers = layers
-        if model.frozen_precision == "int8":
+        if model.needs_calibration:
             model.calibrate(trainer.datamodule.sample_images())  # type: ignore[attr-defined]
         self.verified = False
         for optimizer in trainer.optimizers:

@@ -226,9 +226,11 @@ class ImageDataModule(LightningDataModule):
         return inputs
 
     def sample_images(self) -> Tensor:
-        """Give the first training images as network input, the same in every process; at most 256."""
+        """Give up to 256 training images of all classes as network input, the same in every process."""
         train = self.datasets["train"]
-        return self.standardized(train.pixels[train.chosen[:_SAMPLE]])
+        count = min(len(train), _SAMPLE)
+        spread = torch.arange(count) * len(train) // count  # folders hold one class after the other
+        return self.standardized(train.pixels[train.chosen[spread]])
 
     def pixels(self, inputs: Tensor) -> Tensor:
         """Turn network input back into pixels from 0 to 255, at the size that the network sees."""

@@ -107,8 +107,10 @@ class TransferClassifier(LightningModule):
 
     @trainable_layers.setter
     def trainable_layers(self, layers: int) -> None:
-        self.depth = len(LAYERS) - layers
-        self.ranges = self._int8 = None
+        depth = len(LAYERS) - layers
+        if depth != self.depth:
+            self.ranges = None
+        self.depth, self._int8 = depth, None
         if self.compiled:
             torch._dynamo.reset()  # a graph compiled before could go on without the thawed layers' gradients
         for parameter in self.backbone.parameters():
@@ -118,19 +120,23 @@ class TransferClassifier(LightningModule):
             parameter.grad = None  # a zero gradient is not no gradient: momentum and decay would go on
 
     def calibrate(self, images: Tensor) -> None:
-        """Fit eight-bit frozen layers, if they are to be that, to standardized sample images, (N, 3, H, W)."""
-        if self.frozen_precision == "int8" and self.depth:
-            self.ranges = measure(self._frozen_layers(), images)
-            self._int8 = None
+        """Fit eight-bit frozen layers to standardized sample images, (N, 3, H, W)."""
+        self.ranges, self._int8 = measure(self._frozen_layers(), images), None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` must come before the next image."""
+        return self.frozen_precision == "int8" and self.depth > 0 and self.ranges is None
 
     def prefix(self, inputs: Tensor, entry: int = 0) -> Tensor:
         """Run the frozen layers from `entry` on, without gradients: images in, (N, C, h, w) features out.
 
-        Features of eight-bit layers are bytes.
+        Features of eight-bit layers are bytes, and those layers run all or not at all.
         """
         if entry >= self.depth:
             return inputs
         if self.frozen_precision == "int8":
+            assert entry == 0
             return self._eight_bits(inputs)
         half = torch.autocast(inputs.device.type, torch.bfloat16) if self.frozen_precision == "bf16" else nullcontext()
         with torch.no_grad(), half:
@@ -138,8 +144,7 @@ class TransferClassifier(LightningModule):
 
     def _eight_bits(self, images: Tensor) -> Tensor:
         if self._int8 is None:
-            if self.ranges is None:
-                raise RuntimeError("frozen layers in eight bits need calibrate() before the first image.")
+            assert self.ranges is not None, "calibrate() comes before the first image"
             self._int8 = Int8Layers(self._frozen_layers(), self.ranges)
         return self._int8(images)
 
@@ -157,7 +162,8 @@ class TransferClassifier(LightningModule):
         half = torch.is_autocast_enabled(features.device.type)
         if features.dtype == torch.uint8:
             assert self.ranges is not None
-            features = features.to(torch.get_autocast_dtype("cpu") if half else torch.float32) * self.ranges.scale
+            dtype = torch.get_autocast_dtype(features.device.type) if half else torch.float32
+            features = features.to(dtype) * self.ranges.scale
         elif not half:
             features = features.float()  # which frozen layers in bfloat16 do not give
         return self.head(self.backbone(features, entry))
@@ -265,8 +271,7 @@ class TransferClassifier(LightningModule):
         if undecided and isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # torch would not take the fastest
             for settings in (optimizer.defaults, *optimizer.param_groups):
                 settings["fused"] = True
-        if isinstance(optimizer, torch.optim.Adam):
-            step_in_memory_order(optimizer)
+        step_in_memory_order(optimizer)
         return optimizer
 
 

@@ -7,14 +7,16 @@ Integer-Arithmetic-Only Inference", 2018. The convolutions are oneDNN's, by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+_GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
 LEVELS = 255  # of an unsigned byte
 _WEIGHT_LEVELS = 127  # on either side of zero
+_AT_ONCE = 32  # images, to spare memory
 _TINY = 1e-30  # instead of nothing, where a scale must not be zero
 
 
@@ -36,24 +38,30 @@ class Ranges(NamedTuple):
 
 def supported() -> bool:
     """Tell whether this torch and this processor compute in eight bits, fast and without overflow."""
-    has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    return hasattr(torch.ops.onednn, "qconv2d_pointwise") and bool(has_vnni())
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)  # that of AVX-512
+    has_operators = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    return has_operators and bool(has_vnni())
 
 
 @torch.no_grad()
-def measure(layers: Iterable[nn.Module], images: Tensor) -> Ranges:
+def measure(layers: Sequence[nn.Module], images: Tensor) -> Ranges:
     """Run the layers in full precision, and note the largest values.
 
     Args:
         layers: 3×3 convolutions that end in a ReLU, and poolings.
         images: Standardized, (N, 3, H, W).
     """
-    limits, values = [], images
+    largest = [[part.max().item() for part in _outputs(layers, images)] for images in images.split(_AT_ONCE)]
+    # Three digits suffice, and are the same wherever sums are rounded a little differently.
+    limits = [float(f"{max(*values, _TINY):.3g}") for values in zip(*largest, strict=True)]
+    return Ranges(min(images.min().item(), 0.0), max(images.max().item(), _TINY), limits)
+
+
+def _outputs(layers: Sequence[nn.Module], values: Tensor) -> Iterator[Tensor]:
     for layer in layers:
         values = layer(values)
         if isinstance(layer, nn.Conv2d):
-            limits.append(max(values.max().item(), _TINY))
-    return Ranges(min(images.min().item(), -_TINY), images.max().item(), limits)
+            yield values
 
 
 class Int8Layers:
@@ -111,6 +119,3 @@ def _halve(maps: Tensor) -> Tensor:
     height, width = (side // 2 * 2 for side in maps.shape[-2:])
     lines = torch.maximum(maps[:, :, 0:height:2, :width], maps[:, :, 1:height:2, :width])
     return torch.maximum(lines[..., 0::2], lines[..., 1::2]).contiguous(memory_format=torch.channels_last)
-
-
-_GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups

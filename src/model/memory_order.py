@@ -13,11 +13,25 @@ import torch
 from torch import Tensor
 
 
-def step_in_memory_order(optimizer: torch.optim.Adam) -> None:
-    """Show a fused Adam its tensors with dimensions in the order in which the weight lies in memory, on CPUs.
+def step_in_memory_order(optimizer: torch.optim.Optimizer) -> None:
+    """Show a fused Adam on a CPU its tensors with dimensions in the order in which the weight lies in memory.
 
-    Adam treats every element alike, so the step is the same.
+    Adam treats every element alike, so the step is the same. What any optimizer restores from a checkpoint is put into
+    the order of its weight.
     """
+    optimizer.register_load_state_dict_post_hook(_order_state)
+    if isinstance(optimizer, torch.optim.Adam):
+        _gather_in_memory_order(optimizer)
+
+
+def _order_state(optimizer: torch.optim.Optimizer) -> None:
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _gather_in_memory_order(optimizer: torch.optim.Adam) -> None:
     gather = optimizer._init_group
 
     def gather_in_order(

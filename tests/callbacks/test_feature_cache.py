@@ -21,13 +21,14 @@ TRAIN, VAL = 35, 15  # images of a sample of 50
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the images of each batch that runs through frozen layers."""
     counts: list[int] = []
-    run = TransferClassifier._run_prefix
+    run = TransferClassifier.prefix
 
-    def counting(self: TransferClassifier, inputs: torch.Tensor, entry: int) -> torch.Tensor:
-        counts.append(len(inputs))
+    def counting(self: TransferClassifier, inputs: torch.Tensor, entry: int = 0) -> torch.Tensor:
+        if entry < self.depth:
+            counts.append(len(inputs))
         return run(self, inputs, entry)
 
-    monkeypatch.setattr(TransferClassifier, "_run_prefix", counting)
+    monkeypatch.setattr(TransferClassifier, "prefix", counting)
     return counts
 
 
@@ -51,8 +52,9 @@ def losses(run_directory: Path) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(lines) for name in ("train/loss", "val/loss")]
 
 
-def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[int]) -> None:
-    fit(tmp_path, "2")
+@pytest.mark.parametrize("precision", ["same", pytest.param("int8", marks=needs_int8)])
+def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[int], precision: str) -> None:
+    fit(tmp_path, "2", 4, None, f"--model.frozen_precision={precision}")
     assert sum(passed) == 2 * TRAIN + VAL
 
 
@@ -119,6 +121,17 @@ def test_kept_folder_serves_the_same_precision_only(tmp_path: Path, passed: list
     assert passed == []
     fit(tmp_path / "third", "1", 1, None, *kept)
     assert sum(passed) == TRAIN + VAL
+
+
+@needs_int8
+def test_kept_folder_serves_the_same_eight_bits(tmp_path: Path, passed: list[int]) -> None:
+    kept = ["--feature_cache.place=disk", f"--feature_cache.folder={tmp_path / 'kept'}"]
+    kept += ["--model.frozen_precision=int8"]
+    for trial in range(2):
+        fit(tmp_path / f"{trial}", "1", 1, None, *kept)
+        assert sum(passed) == TRAIN + VAL
+    fit(tmp_path / "bright", "1", 1, None, *kept, "--data.source.seed=1")
+    assert sum(passed) == 2 * (TRAIN + VAL)
 
 
 def test_frozen_layers_in_bfloat16_are_those_of_mixed_precision() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.cli import main
+from src.data.datamodule import ImageDataModule
+from src.data.sources import Sample
 from src.errors import UserError
 from src.model import int8
 from src.model.classifier import TransferClassifier
 from src.model.int8 import LEVELS, Int8Layers, Ranges, measure
-from src.model.vgg import ConvReLU, VGGBackbone
+from src.model.vgg import ConvReLU
 from src.preflight import check_int8
-
-pytestmark = needs_int8
 
 
 def noise(*shape: int) -> Tensor:
@@ -31,10 +32,13 @@ def network(depth: int, images: Tensor, precision: str = "int8") -> TransferClas
     torch.manual_seed(0)
     model = TransferClassifier(weights=None, frozen_precision=precision, image_size=images.shape[-1]).eval()
     model.trainable_layers = 18 - depth
-    model.calibrate(images)
+    assert model.needs_calibration == (precision == "int8")
+    if model.needs_calibration:
+        model.calibrate(images)
     return model
 
 
+@needs_int8
 @pytest.mark.parametrize("size", [32, 47])
 @pytest.mark.parametrize("depth", [1, 3, 14, 18])
 def test_features_are_nearly_those_of_full_precision(depth: int, size: int) -> None:
@@ -48,6 +52,7 @@ def test_features_are_nearly_those_of_full_precision(depth: int, size: int) -> N
     assert error[..., 0].norm() < 0.05 * exact[..., 0].norm()  # at the padding too
 
 
+@needs_int8
 @pytest.mark.parametrize("entered", [14, 18])
 def test_logits_are_nearly_those_of_full_precision(entered: int) -> None:
     images = noise(8, 3, 32, 32)
@@ -57,6 +62,7 @@ def test_logits_are_nearly_those_of_full_precision(entered: int) -> None:
         assert (found - exact).norm() < 0.1 * exact.norm()
 
 
+@needs_int8
 def test_a_convolution_counts_in_levels() -> None:
     """Worked out in whole numbers, rounding at the end only."""
     layer = ConvReLU(3, 4)
@@ -73,6 +79,7 @@ def test_a_convolution_counts_in_levels() -> None:
     assert (found == expected).float().mean() > 0.98
 
 
+@needs_int8
 def test_poolings_are_exact() -> None:
     images, layer = noise(2, 3, 45, 45), ConvReLU(3, 8)
     ranges = measure([layer], images)
@@ -80,6 +87,7 @@ def test_poolings_are_exact() -> None:
     assert torch.equal(pooled.float(), F.max_pool2d(Int8Layers([layer], ranges)(images).float(), 2))
 
 
+@needs_int8
 def test_layers_that_put_out_nothing_do_no_harm() -> None:
     layer = ConvReLU(3, 4)
     nn.init.zeros_(layer.weight)
@@ -87,28 +95,60 @@ def test_layers_that_put_out_nothing_do_no_harm() -> None:
     assert Int8Layers([layer], measure([layer], images))(images).sum() == 0
 
 
+@needs_int8
 def test_ranges_belong_to_a_stage() -> None:
     images = noise(2, 3, 32, 32)
     model = network(14, images)
     model.prefix(images)
+    ranges = model.ranges
+    model.trainable_layers = 4  # no other stage
+    assert model.ranges == ranges
     model.trainable_layers = 8
-    with pytest.raises(RuntimeError, match="calibrate"):
-        model.prefix(images)
+    assert model.needs_calibration
+    model.trainable_layers = 18
+    assert not model.needs_calibration
 
 
+@needs_int8
 def test_measuring_takes_as_many_layers_as_are_frozen() -> None:
     images = noise(2, 3, 32, 32)
     assert [len(network(depth, images).ranges.limits) for depth in (1, 3, 14, 18)] == [1, 2, 10, 13]
-    assert len(list(VGGBackbone().children())) == 18
+
+
+@needs_int8
+@pytest.mark.parametrize("shift", [-500.0, 500.0])
+def test_images_need_not_surround_zero(shift: float) -> None:
+    images = noise(4, 3, 8, 8) + shift
+    layer = ConvReLU(3, 16)
+    ranges = measure([layer], images)
+    found = Int8Layers([layer], ranges)(images) * ranges.scale
+    assert (found - layer(images)).norm() < 0.05 * layer(images).norm()
+
+
+@needs_int8
+def test_samples_are_of_all_classes() -> None:
+    """Folders hold one class after the other."""
+    data = ImageDataModule(Sample(size=1000), standardize="dataset")
+    data.prepare_data()
+    data.setup("fit")
+    train = data.datasets["train"]
+    train.chosen = train.chosen[train.labels[train.chosen].argsort()]
+    samples = data.sample_images()
+    assert len(samples) == 256
+    alone = data.standardized(train.pixels[train.chosen[-100:]])
+    assert any(torch.equal(sample, image) for sample in samples for image in alone)
 
 
 def test_where_it_cannot_be_computed_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="is for CPUs"):
-        check_int8(torch.device("cuda"))
-    check_int8(torch.device("cpu"))
+        check_int8(torch.device("cuda"), True, None)
+    monkeypatch.setattr(int8, "supported", lambda: True)
+    check_int8(torch.device("cpu"), True, None)
+    with pytest.raises(UserError, match=r"'x.ckpt' was not trained"):
+        check_int8(torch.device("cpu"), False, Path("x.ckpt"))
     monkeypatch.setattr(int8, "supported", lambda: False)
     with pytest.raises(UserError, match="VNNI"):
-        check_int8(torch.device("cpu"))
+        check_int8(torch.device("cpu"), True, None)
 
 
 def test_the_command_line_refuses_it_before_there_is_a_run(
@@ -127,6 +167,7 @@ def words(command: str, root: Path, *more: str) -> list[str]:
     return [command, *configs, *(f"--{option}={value}" for option, value in options.items()), *more]
 
 
+@needs_int8
 def test_other_commands_compute_as_training_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Frozen layers in eight bits, thawed ones not, although nothing thaws outside of training."""
     main(words("fit", tmp_path, "--trainer.max_epochs=3", "--unfreezing.stages={0: 0, 1: 4}"))
@@ -137,3 +178,11 @@ def test_other_commands_compute_as_training_did(tmp_path: Path, capsys: pytest.C
     shown = re.search(r"val/loss ([0-9.]+)", capsys.readouterr().out)
     assert shown is not None
     assert float(shown[1]) == pytest.approx(losses[-1], abs=1e-4)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    path = tmp_path / "other" / "version_0" / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["frozen"]["ranges"] = None
+    torch.save(content, path)
+    with pytest.raises(SystemExit):
+        main(words("validate", tmp_path, f"--ckpt_path={path}"))
+    assert "was not trained with frozen layers in eight bits" in capsys.readouterr().err

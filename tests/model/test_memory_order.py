@@ -58,6 +58,26 @@ def test_steps_are_those_of_the_ordinary_optimizer(
             torch.testing.assert_close(ours.state[twin][name], value)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_a_state_of_another_order_is_put_into_that_of_the_weights(kind: type[torch.optim.Optimizer]) -> None:
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    plain, stored = kernels(plainly), kernels(channels_last)
+    reference, ours = kind(plain, lr=0.1, foreach=False, **options), kind(stored, lr=0.1, fused=True, **options)
+    step_in_memory_order(ours)
+    reference.step()
+    with torch.no_grad():
+        for mine, other in zip(stored, plain, strict=True):
+            mine.copy_(other)
+            mine.grad = torch.empty_like(mine).copy_(other.grad)
+    saved = copy.deepcopy(reference.state_dict())
+    saved["param_groups"] = ours.state_dict()["param_groups"]
+    ours.load_state_dict(saved)
+    reference.step()
+    ours.step()
+    for mine, other in zip(stored, plain, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 @pytest.mark.parametrize("store", [store_by_tap, channels_last])
 def test_step_copies_nothing(store: Callable[[nn.Parameter], None]) -> None:
     parameters = kernels(store)
