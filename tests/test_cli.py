@@ -399,3 +399,11 @@ def test_help_lists_the_commands(help_text: Help) -> None:
     printed = help_text("--help")
     for command in ("fit", "validate", "test", "predict"):
         assert re.search(rf"^ +{command} +\w+ \w+", printed, re.MULTILINE)
+
+
+def test_every_command_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr("src.cli.keep_freed_memory", lambda: calls.append(True))
+    with pytest.raises(SystemExit):
+        main([])
+    assert calls == [True]

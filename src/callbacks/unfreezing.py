@@ -93,8 +93,12 @@ class StagedUnfreezing(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         for optimizer in trainer.optimizers:
+            rates: dict[str, float] = {}  # a layer's weights and its biases share one
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(trainer, group["layer"], batch_idx)
+                layer = group["layer"]
+                if layer not in rates:
+                    rates[layer] = self.rate(trainer, layer, batch_idx)
+                group["lr"] = rates[layer]
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
