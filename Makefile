@@ -57,8 +57,11 @@ check: lint types test ## lint, types and test
 tensorboard: $(READY) ## show all runs in the browser, on PORT (default 6006)
 	$(RUN) tensorboard.main --logdir runs --port $(PORT)
 
-bench: $(READY) ## race thaw against a bare loop, stock Lightning and, after `make keras`, Keras; ARGS="--rounds 3"
+bench: $(READY) ## race thaw against a bare loop, stock Lightning and, after `make keras`, Keras; time its parts
 	$(RUN) benchmarks.race --keras $(KERAS)/bin/python $(ARGS)
+	$(RUN) benchmarks.input_pipeline
+	$(RUN) benchmarks.startup
+	$(RUN) benchmarks.memory
 
 keras: ## install TensorFlow into KERAS (default .venv-keras), which `make bench` then races against
 	@if [ ! -x $(KERAS)/bin/python ]; then $(PYTHON) -m venv $(KERAS); fi

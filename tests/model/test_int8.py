@@ -170,7 +170,8 @@ def words(command: str, root: Path, *more: str) -> list[str]:
 @needs_int8
 def test_other_commands_compute_as_training_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Frozen layers in eight bits, thawed ones not, although nothing thaws outside of training."""
-    main(words("fit", tmp_path, "--trainer.max_epochs=3", "--unfreezing.stages={0: 0, 1: 4}"))
+    sanity = "--trainer.num_sanity_val_steps=1"  # frozen layers are needed before the first epoch begins
+    main(words("fit", tmp_path, "--trainer.max_epochs=3", "--unfreezing.stages={0: 0, 1: 4}", sanity))
     with (tmp_path / "run" / "version_0" / "history.csv").open() as lines:
         losses = [float(row["val/loss"]) for row in csv.DictReader(lines)]
     capsys.readouterr()
