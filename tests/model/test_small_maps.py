@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.model import small_maps
 from src.model.classifier import TransferClassifier
 from src.model.small_maps import convolve, store_by_tap
 from src.model.vgg import ConvReLU
@@ -27,6 +28,19 @@ def test_result_and_gradients_are_those_of_the_ordinary_convolution(height: int,
         results.append([out.detach(), *(part.grad for part in inputs)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+def test_single_precision_is_right_with_either_library(monkeypatch: pytest.MonkeyPatch, has_onednn: bool) -> None:
+    monkeypatch.setattr(small_maps, "_HAS_ONEDNN", has_onednn and small_maps._HAS_ONEDNN)
+    results = []
+    for convolution in (convolve, lambda maps, weight, bias: F.conv2d(maps, weight, bias, padding=1)):
+        inputs = [part.float().requires_grad_() for part in parts(2, 2)]
+        out = convolution(*inputs)
+        out.square().sum().backward()
+        results.append([out.detach(), *(part.grad for part in inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_only_what_is_needed_gets_a_gradient() -> None:
