@@ -217,15 +217,15 @@ def _with_cache(filling: Contestant, cached: Contestant, views: int) -> float:
 
 def draw(results: dict[str, dict[str, Contestant]], path: Path) -> None:
     """Draw training rates as bars."""
-    figure = new_figure(6 * len(results), 3.5)
+    figure = new_figure(7.5 * len(results), 3.5)
     for panel, (job, racers) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
         names = list(racers)[::-1]
         bars = panel.barh(names, [racers[name].rate("train") for name in names])
         panel.bar_label(bars, fmt="{:,.0f}", padding=3)
-        panel.set(title=job, xlabel="training images per second, logarithmic", xscale="log", xticks=[])
+        panel.set(title=job, xlabel="training images/s, logarithmic", xscale="log", xticks=[])
         panel.minorticks_off()
         low, high = panel.get_xlim()
-        panel.set_xlim(low, high * (high / low) ** 0.2)  # room for the numbers
+        panel.set_xlim(low, high * (high / low) ** 0.3)  # room for the numbers
     write_png(figure, path)
 
 

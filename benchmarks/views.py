@@ -54,7 +54,9 @@ def main() -> None:
         for seed in options.seeds
         for views in choices
     }
-    fresh, cached = (statistics.median(seconds(runs[views, seed]) for seed in options.seeds) for views in (epochs, 1))
+    fresh, cached = (
+        statistics.median(seconds(runs[views, seed]) for seed in options.seeds) for views in (epochs, choices[-1])
+    )
     text = f"{os.cpu_count()} CPU cores; mean ± standard deviation of {len(options.seeds)} seeds, {epochs} epochs, "
     text += f"validated every {EVERY}th. {fresh:.1f} s an epoch of new views, {cached:.1f} s from cached features.\n\n"
     text += "| views | best val/acc | last val/acc | last train/acc | training |\n|---|---|---|---|---|\n"
