@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, run
+from support import REPOSITORY, needs_int8, run
 
 from src.cli import main
 
@@ -93,6 +93,17 @@ def test_every_image_counts_once_where_numbers_do_not_divide(runs: Path, tmp_pat
     for field in ("accuracy", "macro_f1", "confusion_matrix", "classes"):
         assert one[field] == two[field]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@needs_int8
+def test_eight_bits_are_the_same_in_every_process(tmp_path: Path) -> None:
+    for name, processes in (("one", 1), ("two", 2)):
+        fit(tmp_path, name, processes, "--model.frozen_precision", "int8")
+    for epoch in range(EPOCHS):
+        one, first, second = (seen(tmp_path, name, epoch, rank) for name, rank in (("one", 0), ("two", 0), ("two", 1)))
+        assert first["bits"] == second["bits"]
+        assert first["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=0.02)
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def test_a_new_stage_starts_anew_and_an_open_one_keeps_nothing(tmp_path: Path, p
         (["--model.frozen_precision=bf16"], 1e-3),
         (["--model.frozen_precision=bf16", "--trainer.precision=bf16-mixed"], 2e-2),
         pytest.param(["--model.frozen_precision=int8"], 0, marks=needs_int8),
+        pytest.param(["--model.frozen_precision=int8", "--model.compile=true"], 1e-4, marks=needs_int8),
     ],
 )
 def test_cached_training_is_uncached_training(tmp_path: Path, options: list[str], tolerance: float) -> None:
