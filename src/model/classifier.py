@@ -121,7 +121,7 @@ class TransferClassifier(LightningModule):
 
     def calibrate(self, images: Tensor) -> None:
         """Fit eight-bit frozen layers to standardized sample images, (N, 3, H, W)."""
-        self.ranges, self._int8 = measure(self._frozen_layers(), images), None
+        self.ranges, self._int8 = measure(self.backbone.layers(0, self.depth), images), None
 
     @property
     def needs_calibration(self) -> bool:
@@ -145,11 +145,8 @@ class TransferClassifier(LightningModule):
     def _eight_bits(self, images: Tensor) -> Tensor:
         if self._int8 is None:
             assert self.ranges is not None, "calibrate() comes before the first image"
-            self._int8 = Int8Layers(self._frozen_layers(), self.ranges)
+            self._int8 = Int8Layers(self.backbone.layers(0, self.depth), self.ranges)
         return self._int8(images)
-
-    def _frozen_layers(self) -> list[nn.Module]:
-        return list(self.backbone.children())[: self.depth]
 
     def forward(self, inputs: Tensor, entry: int = 0) -> Tensor:
         """Compute logits, (N, classes), from what enters layer `entry`."""

@@ -118,16 +118,17 @@ class VGGBackbone(nn.Sequential):
         """
         if first == 0:
             x = x.contiguous(memory_format=torch.channels_last)
-        for layer in self._layers(first, last):
+        for layer in self.layers(first, last):
             x = layer(x)
         return x
 
-    def _layers(self, first: int, last: int) -> list[nn.Module]:
+    def layers(self, first: int, last: int) -> list[nn.Module]:
+        """List the layers first, first + 1, …, last - 1."""
         return list(self.children())[first:last]
 
     def prefix_parameters(self, depth: int) -> list[nn.Parameter]:
         """List the parameters of the first `depth` layers."""
-        return [parameter for layer in self._layers(0, depth) for parameter in layer.parameters()]
+        return [parameter for layer in self.layers(0, depth) for parameter in layer.parameters()]
 
     def load(self, weights: str) -> None:
         """Replace every weight.
