@@ -16,3 +16,7 @@ class Batch(NamedTuple):
     """Which images of the source's split these are, int64, (N,)."""
     entry: int = 0
     """Number of the network layer that comes next: above 0 where `inputs` are features computed before."""
+    other_labels: Tensor | None = None
+    """Where images are mixed: class numbers of those pasted over these, int64, (N,)."""
+    other_shares: Tensor | None = None
+    """The part of each image that is pasted over, float32, (N,)."""

@@ -43,6 +43,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
         ["--trainer.accumulate_grad_batches=2"],
         pytest.param(["--trainer.gradient_clip_val=0.01"], marks=pytest.mark.slow),
         pytest.param(["--model.label_smoothing=0.1"], marks=pytest.mark.slow),
+        ["--data.cutmix=0.5"],
     ],
     ids=lambda words: words[0].removeprefix("--"),
 )

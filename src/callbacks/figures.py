@@ -33,6 +33,9 @@ class FirstBatch(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         pixels = data.pixels(batch.inputs[:32]).permute(0, 2, 3, 1).cpu().numpy()
         titles = [data.classes[label] for label in batch.labels[:32].tolist()]
+        if batch.other_labels is not None and batch.other_shares is not None:
+            pasted = zip(titles, batch.other_labels.tolist(), batch.other_shares.tolist(), strict=False)
+            titles = [f"{own} + {share:.0%} {data.classes[other]}" if share else own for own, other, share in pasted]
         figure = grid_figure(pixels, titles, "first training batch, augmented")
         show(trainer, "first_batch", figure, self.directory / FIRST_BATCH)
 

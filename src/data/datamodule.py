@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.batch import Batch
 from src.data.augment import Augmentation
+from src.data.cutmix import draw_patches, paste, shares
 from src.data.features import FeatureStore, digest
 from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, Images, Source
@@ -37,6 +38,7 @@ class ArrayDataset(Dataset):
         self.labels = torch.from_numpy(images.labels)
         self.names = images.names
         self.chosen = torch.from_numpy(chosen)
+        self.rows = self.chosen  # the same, where the images are
         self.features: FeatureStore | None = None
 
     def __len__(self) -> int:
@@ -65,6 +67,7 @@ class ImageDataModule(LightningDataModule):
         standardize: What the network sees: `weights`, what its pretrained weights were trained on; `dataset`,
             mean 0 and deviation 1 per channel over the training images.
         augmentation: Random changes of training images; null for none.
+        cutmix: Share of training images, 0 to 1, over which a rectangle of another one is pasted, labels mixed by area.
         on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
         input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
         seed: Seed of order and augmentation; `seed_everything` tells it.
@@ -79,6 +82,7 @@ class ImageDataModule(LightningDataModule):
         split_seed: int = 777,
         standardize: Literal["weights", "dataset"] = "weights",
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008 - never changed
+        cutmix: float = 0.0,
         input_size: int | None = None,
         on_device: bool = False,
         seed: int = 777,
@@ -87,6 +91,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 2:
             raise UserError(f"data.batch_size is {batch_size}: BatchNorm in the head needs at least 2.")
+        if not 0 <= cutmix <= 1:
+            raise UserError(f"data.cutmix is {cutmix}: give a share of the images, from 0 to 1.")
         if standardize == "weights" and weights_input is None:
             raise UserError(
                 "data.standardize is 'weights', but the model's weights do not say what input they expect: give "
@@ -98,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.standardize = standardize
         self.augmentation = augmentation
+        self.cutmix = cutmix
         self.input_size = input_size
         self.on_device = on_device
         self.seed = seed
@@ -184,7 +191,7 @@ class ImageDataModule(LightningDataModule):
         device = self.trainer.strategy.root_device
         moved: dict[int, Tensor] = {}
         for dataset in self.datasets.values():
-            for name in ("pixels", "labels"):
+            for name in ("pixels", "labels", "rows"):
                 here: Tensor = getattr(dataset, name)
                 if here.device == device:
                     continue
@@ -199,18 +206,40 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (training only) and standardize on the device, in float32; features pass unchanged."""
-        if batch.entry > 0:
-            return batch
-        pixels: Tensor = batch.inputs
         trainer = self.trainer
-        if self.augmentation is not None and trainer is not None and trainer.training:
+        if trainer is not None and trainer.training:
             view = trainer.current_epoch if self.views is None else trainer.current_epoch % self.views
-            pixels = self.augmentation(pixels, seed=self.seed, view=view, indices=batch.indices)
-        return batch._replace(inputs=self.standardized(pixels))
+            batch = self._augmented(batch, view)
+        return batch if batch.entry > 0 else batch._replace(inputs=self.standardized(batch.inputs))
+
+    def _augmented(self, batch: Batch, view: int) -> Batch:
+        images = batch.entry == 0
+        if images:
+            batch = batch._replace(inputs=self._changed(batch.inputs, view, batch.indices))
+        if not self.cutmix:
+            return batch
+        train, side = self.datasets["train"], self.source.image_size
+        patches = draw_patches(self.cutmix, self.seed, view, batch.indices, len(train), side)
+        others = train.rows[patches.others.to(train.rows.device)]
+        if images:
+            pixels = train.pixels[others].to(batch.inputs.device)
+            pixels = self._changed(pixels, view, others.to(batch.inputs.device))
+            batch = batch._replace(inputs=paste(batch.inputs, pixels, patches))
+        labels = train.labels[others].to(batch.labels.device)
+        return batch._replace(other_labels=labels, other_shares=shares(patches, side))
+
+    def _changed(self, pixels: Tensor, view: int, indices: Tensor) -> Tensor:
+        if self.augmentation is None:
+            return pixels
+        return self.augmentation(pixels, seed=self.seed, view=view, indices=indices)
 
     def view_origin(self, split: str) -> dict[str, Any]:
         """Tell what, beside the network and the number of the view, the features of a split's views depend on."""
-        random = {"seed": self.seed, "augmentation": repr(self.augmentation)} if split == "train" else {}
+        random: dict[str, Any] = {}
+        if split == "train":
+            random = {"seed": self.seed, "augmentation": repr(self.augmentation)}
+            if self.cutmix:
+                random |= {"cutmix": self.cutmix, "others": digest([self.datasets["train"].chosen])}
         return random | {
             "images": digest([self.datasets[split].pixels]),
             "statistics": self.statistics.tolist(),

@@ -173,9 +173,21 @@ class TransferClassifier(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         logits = self._logits(batch, "train")
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        _update(self.train_metrics, logits, batch.labels, loss)
+        loss, labels = self._loss(logits, batch), batch.labels
+        if batch.other_labels is not None and batch.other_shares is not None:
+            labels = torch.where(batch.other_shares > 0.5, batch.other_labels, labels)  # what most of the image shows
+        _update(self.train_metrics, logits, labels, loss)
         return loss
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.label_smoothing
+        if batch.other_labels is None or batch.other_shares is None:
+            return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        own, other = (
+            F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+            for labels in (batch.labels, batch.other_labels)
+        )
+        return torch.lerp(own, other, batch.other_shares).mean()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         # Straight into the logger, and now and then: `log` takes a millisecond of every step.

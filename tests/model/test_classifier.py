@@ -308,6 +308,22 @@ def test_label_smoothing_is_for_training_only(monkeypatch: pytest.MonkeyPatch) -
     assert logged["val/loss"] == pytest.approx(measured([batch])["loss"], rel=1e-5)
 
 
+def test_mixed_images_count_for_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(hidden=0, label_smoothing=0.1)
+    logged = fake(model, monkeypatch)
+    (batch,) = batches((60,))
+    others, shares = (batch.labels + 1) % 10, torch.linspace(0, 1, 60)
+    loss = model.training_step(batch._replace(other_labels=others, other_shares=shares))
+    own, other = (nn.functional.one_hot(labels, 10) for labels in (batch.labels, others))
+    target = 0.01 + 0.9 * (own + shares[:, None] * (other - own))
+    logits = batch.inputs.flatten(1)[:, :10]
+    assert loss.item() == pytest.approx(-(target * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5)
+    model.on_train_epoch_end()
+    main_class = torch.where(shares > 0.5, others, batch.labels)
+    assert logged["train/acc"] == pytest.approx((logits.argmax(1) == main_class).float().mean().item())
+    assert logged["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
 def test_batch_without_images_counts_nothing(model: TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     logged = fake(model, monkeypatch)
     (full,) = batches((20,))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.model.muon import Muon
+from src.model.muon import Muon, orthogonalize
 from src.model.small_maps import store_by_tap
 
 
@@ -95,3 +95,14 @@ def test_order_in_memory_does_not_matter(rearrange: Callable[[torch.Tensor], Non
         results.append(weight.detach())
     # Orthogonal to bfloat16's precision, in which the columns' order does not matter either.
     torch.testing.assert_close(*results, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_more_iterations_bring_singular_values_nearer_to_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    spread = []
+    for steps in (0, 1, 3, 5):
+        values = torch.linalg.svdvals(orthogonalize(matrix, steps).float())
+        spread.append((values.max() / values.min()).item())
+    assert spread == sorted(spread, reverse=True)
+    assert 0.5 < values.min() and values.max() < 1.3
