@@ -29,6 +29,8 @@ CHANGES: dict[str, list[str]] = {
     "no augmentation": ["--data.augmentation=null"],
     "flip and 4-pixel shift": _MILD,
     "flip, 4-pixel shift, cutout 8": [_MILD[0], _MILD[1].replace("}", ", cutout: 8}")],
+    "CutMix on half the images": ["--data.cutmix=0.5"],
+    "flip, 4-pixel shift, CutMix on half": [*_MILD, "--data.cutmix=0.5"],
     "rate 3e-5": ["--model.optimizer=torch.optim.Adam", "--model.optimizer.init_args.lr=3e-5"],
     "rate 3e-4": ["--model.optimizer=torch.optim.Adam", "--model.optimizer.init_args.lr=3e-4"],
     "cosine decay": ["--unfreezing.decay=cosine"],
@@ -36,6 +38,10 @@ CHANGES: dict[str, list[str]] = {
     "weight decay 0.05 (AdamW)": [
         "--model.optimizer=torch.optim.AdamW", "--model.optimizer.init_args.lr=1e-4",
         "--model.optimizer.init_args.weight_decay=0.05",
+    ],
+    "Muon": [
+        "--model.optimizer=src.model.muon.Muon", "--model.optimizer.init_args.lr=1e-4",
+        "--model.optimizer.init_args.weight_decay=0",
     ],
     "dropout 0.5": ["--model.dropout=0.5"],
     "averaged weights (EMA 0.999)": [

@@ -32,7 +32,7 @@ from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
-from src.preflight import check_configs, check_fit, check_int8, make_folder, read_checkpoint
+from src.preflight import check_compiler, check_configs, check_fit, check_int8, make_folder, read_checkpoint
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -117,10 +117,13 @@ class ThawCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists."""
         content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
+        device = self.trainer.strategy.root_device
+        if self.model.compiled:
+            check_compiler(device)
         if self.model.frozen_precision == "int8":
             frozen = content.get("frozen", {})
             known = self.subcommand == "fit" or frozen.get("depth") == 0 or bool(frozen.get("ranges"))
-            check_int8(self.trainer.strategy.root_device, known, self.checkpoint)
+            check_int8(device, known, self.checkpoint)
         if self.checkpoint is not None:
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -97,6 +100,23 @@ def check_int8(device: torch.device, ranges: bool, checkpoint: Path | None) -> N
     if not ranges:
         raise UserError(
             f"'{checkpoint}' was not trained with frozen layers in eight bits: leave out model.frozen_precision int8."
+        )
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile where torch.compile would not find the compiler it hands its code to.
+
+    Args:
+        device: Where the network runs: torch writes C++ for CPUs; for GPUs Triton needs a C compiler.
+    """
+    language, variable, usual = "C", "CC", ["gcc", "clang"]
+    if device.type == "cpu":
+        language, variable, usual = "C++", "CXX", ["clang++" if sys.platform == "darwin" else "g++"]
+    chosen = shlex.split(os.environ.get(variable, ""))[:1]
+    if not any(map(shutil.which, chosen or usual)):
+        raise UserError(
+            f"model.compile needs a {language} compiler, and {' or '.join(chosen or usual)} is not here: install one "
+            f"(set {variable} if it has another name), or leave out model.compile."
         )
 
 

@@ -16,9 +16,10 @@ from support import REPOSITORY, run
 
 from src.cli import main
 from src.data.datamodule import ImageDataModule
+from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.plain_errors import either, plain, plain_trainer, suggestion
-from src.preflight import make_folder
+from src.preflight import check_compiler, make_folder
 
 CONFIGS = REPOSITORY / "configs"
 RECIPE = f"--config {CONFIGS}/head.yaml"
@@ -225,6 +226,19 @@ def test_neither_network_nor_weights(fail: Fail, tmp_path: Path, monkeypatch: py
     message = fail(f"fit {SAMPLE} --model.weights IMAGENET1K_FEATURES")
     assert f"{tmp_path}/torch_home/hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth is not there" in message
     assert "--config configs/with/sample.yaml" in message
+
+
+def test_compile_without_a_compiler(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    message = fail(f"fit {SAMPLE} --model.compile true")
+    assert "model.compile needs a C++ compiler, and no-such-compiler is not here" in message
+
+
+def test_compile_for_a_gpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="needs a C compiler, and gcc or clang is not here"):
+        check_compiler(torch.device("cuda"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import REPOSITORY
+from support import REPOSITORY, needs_int8
 
 from src.cli import main
 
@@ -70,3 +70,18 @@ def test_average_of_weights_is_what_is_evaluated_and_saved(tmp_path: Path, plain
     checkpoint = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
     own = torch.load(checkpoint, weights_only=True)["current_model_state"]
     assert moved({name.removeprefix("module."): value for name, value in own.items()}, plain) == set()
+
+
+@needs_int8
+@pytest.mark.slow
+def test_eight_bits_go_with_averaged_weights_and_test_time_views(tmp_path: Path) -> None:
+    more = ["--model.frozen_precision=int8", "--model.test_time_augmentation=flip_shift", "--run.test_after_fit=true"]
+    more += ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.9"]
+    fit(tmp_path, *more, "--unfreezing.stages={0: 0, 1: 4}")
+    version = tmp_path / "run" / "version_0"
+    report = json.loads((version / "test_report.json").read_text())
+    files = [f"--config={version / 'config.yaml'}", f"--ckpt_path={version / 'checkpoints' / 'best.ckpt'}"]
+    main(["test", *files])
+    again = json.loads((version / "test_report.json").read_text())
+    assert "test_time_augmentation" in report
+    assert again == report
