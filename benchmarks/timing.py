@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -28,6 +30,13 @@ def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warm
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: _spread(values) for name, values in seconds.items()}
+
+
+def commit() -> str:
+    """Name the commit that is measured, with a + where files differ from it."""
+    words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return found.stdout.strip() or "unknown"
 
 
 def _spread(values: list[float]) -> Spread:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
 from src.callbacks.history import Row, read_history
@@ -15,10 +16,12 @@ def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
 
     Args:
         folder: Where run directories lie.
-        name: Name of this run.
+        name: Name of this run, to which a digest of its options is added.
         epochs: How many epochs it has when it is done.
         words: The other options of `fit`.
     """
+    # Options are part of the name: another command must not take this one's results for its own.
+    name = f"{name}-{blake2b(repr(words).encode(), digest_size=3).hexdigest()}"
     directory = folder / name / "version_0"
     done = read_history(directory / "history.csv") if (directory / "history.csv").exists() else []
     if len(done) < epochs:

@@ -181,9 +181,10 @@ class ThawCLI(LightningCLI):
             self.model.load_pretrained()
         else:
             path = find_checkpoint(self.options.warm_start, Path(self.options.root), self.name)
-            state = read_checkpoint(path)["state_dict"]
-            check_fit(path, state, self.model.state_dict())
-            self.model.load_state_dict(state)
+            content = read_checkpoint(path)
+            check_fit(path, content["state_dict"], self.model.state_dict())
+            self.model.load_state_dict(content["state_dict"])
+            self.datamodule.expect(content.get("ImageDataModule", {}))
 
     def after_fit(self) -> None:
         if self.config_init[self.subcommand].trainer.fast_dev_run:

@@ -356,6 +356,20 @@ def test_warm_start_takes_over_the_weights(run: Run, tmp_path: Path) -> None:
     assert [row["epoch"] for row in warm.history] == [0]
 
 
+@pytest.mark.parametrize("standardize", ["weights", "dataset"])
+def test_warm_start_takes_over_what_the_weights_expect(run: Run, tmp_path: Path, standardize: str) -> None:
+    start, changed = run.directory / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt"
+    content = torch.load(start, weights_only=True)
+    content["ImageDataModule"]["mean"] = [1.0, 2.0, 3.0]
+    torch.save(content, changed)
+    words = sample("--run.warm_start", str(changed), "--run.root", str(tmp_path), "--run.test_after_fit", "false")
+    words += ["--data.standardize", standardize, "--model.weights_input", "IMAGENET1K_FEATURES"]
+    words += ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    execute("fit", *words)
+    warm = Run(tmp_path / "head" / "version_0", "").checkpoint("last.ckpt")
+    assert (warm["ImageDataModule"]["mean"] == [1.0, 2.0, 3.0]) == (standardize == "weights")
+
+
 Help = Callable[..., str]
 
 

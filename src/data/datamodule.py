@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -64,8 +64,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: Images per process and step.
         val_fraction: Share of the training images kept for validation, where the source has no validation split.
         split_seed: Seed of that split.
-        standardize: What the network sees: `weights`, what its pretrained weights were trained on; `dataset`,
-            mean 0 and deviation 1 per channel over the training images.
+        standardize: What the network sees: `weights`, what its pretrained weights or those of `run.warm_start` were
+            trained on; `dataset`, mean 0 and deviation 1 per channel over the training images.
         augmentation: Random changes of training images; null for none.
         cutmix: Share of training images, 0 to 1, over which a rectangle of another one is pasted, labels mixed by area.
         on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
@@ -161,6 +161,15 @@ class ImageDataModule(LightningDataModule):
                 f"{', '.join(self.classes)}. Choose the data source that the checkpoint was trained on."
             )
         self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
+
+    def expect(self, state_dict: Mapping[str, Any]) -> None:
+        """Standardize as a checkpoint's images were, unless the data set's own mean and deviation are wanted.
+
+        Args:
+            state_dict: What `state_dict` gave the checkpoint.
+        """
+        if self.standardize == "weights" and "mean" in state_dict:
+            self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 
     def train_dataloader(self) -> BatchLoader:
         self._move()

@@ -67,20 +67,20 @@ class _Convolution(torch.autograd.Function):
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right, (N, K) and (K, M), to a total of (N, M)."""
-    if _has_faster_product(left):
-        total.add_(_product(left, right))
+    if has_faster_product(left):
+        total.add_(faster_product(left, right))
     else:
         total.addmm_(left, right)
 
 
 def _put_product(out: Tensor, left: Tensor, right: Tensor) -> None:
-    if _has_faster_product(left):
-        out.copy_(_product(left, right))
+    if has_faster_product(left):
+        out.copy_(faster_product(left, right))
     else:
         torch.mm(left, right, out=out)
 
 
-def _has_faster_product(matrix: Tensor) -> bool:
+def has_faster_product(matrix: Tensor) -> bool:
     """Tell whether there is more than torch's own product, which in single precision is MKL's.
 
     MKL was seen to run at half of oneDNN's rate on an AMD EPYC.
@@ -88,7 +88,8 @@ def _has_faster_product(matrix: Tensor) -> bool:
     return matrix.dtype == torch.float32 and _HAS_ONEDNN
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def faster_product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply (N, K) with (K, M), where `has_faster_product`."""
     return torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
 
 
