@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -32,7 +33,15 @@ from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
-from src.preflight import check_compiler, check_configs, check_fit, check_int8, make_folder, read_checkpoint
+from src.preflight import (
+    check_compiler,
+    check_configs,
+    check_fit,
+    check_int8,
+    check_optimizer,
+    make_folder,
+    read_checkpoint,
+)
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -42,6 +51,8 @@ _UNWANTED_ADVICE = (
     "does not have many workers",  # images are in memory, indexed by the batch: workers would only copy them
     "smaller than the logging interval",  # curves are drawn by the epoch
     "exists and is not empty",  # a resumed run stays in its directory
+    "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
+    "callbacks used to create the checkpoint need to be provided",  # a fast_dev_run has none that keep checkpoints
 )
 
 
@@ -125,6 +136,8 @@ class ThawCLI(LightningCLI):
             known = self.subcommand == "fit" or frozen.get("depth") == 0 or bool(frozen.get("ranges"))
             check_int8(device, known, self.checkpoint)
         if self.checkpoint is not None:
+            if self.subcommand == "fit":
+                check_optimizer(self.checkpoint, content.get("optimizer"), type(self._make_optimizer()).__name__)
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
             check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
@@ -137,8 +150,15 @@ class ThawCLI(LightningCLI):
         for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if config[option] is not None and config[option] < 1:
                 raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
-        if config.precision in ("16-true", "bf16-true"):
-            raise UserError(f"trainer.precision {config.precision} is not supported: use bf16-mixed or 16-mixed.")
+        if str(config.precision or 32) not in _PRECISIONS:
+            raise UserError(
+                f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed."
+            )
+        if config.overfit_batches:
+            raise UserError(
+                "trainer.overfit_batches is not supported, for every epoch has its own order: train on a folder of a "
+                "few images instead (configs/with/folder.yaml)."
+            )
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
         if not config.fast_dev_run:
             config.logger = self._logger()
@@ -166,15 +186,21 @@ class ThawCLI(LightningCLI):
 
     def before_fit(self) -> None:
         config = self.config_init[self.subcommand]
-        config.unfreezing.check_end(config.trainer.max_epochs)
-        try:
-            self.model.configure_optimizers()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model.optimizer cannot be made: {error}.") from error
+        trainer = config.trainer
+        limited = trainer.max_epochs is not None or (trainer.max_steps == -1 and trainer.max_time is None)
+        config.unfreezing.check_end(trainer.max_epochs if limited else -1)
+        config.unfreezing.check_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self._make_optimizer()
         if self.checkpoint is None:  # its weights would replace whatever the network starts with
             self._load_weights()
         if isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir))
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        try:
+            return self.model.configure_optimizers()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer cannot be made: {error}.") from error
 
     def _load_weights(self) -> None:
         if self.options.warm_start is None:
@@ -191,8 +217,9 @@ class ThawCLI(LightningCLI):
             return
         best = next(c for c in self.trainer_defaults["callbacks"] if isinstance(c, ModelCheckpoint))
         metrics = {"val/acc": float(best.best_model_score)} if best.best_model_score is not None else {}
-        if self.options.test_after_fit and "test" in self.datamodule.datasets:
-            metrics |= self.trainer.test(self.model, self.datamodule, ckpt_path=best.best_model_path, verbose=False)[0]
+        if self.options.test_after_fit and "test" in self.datamodule.datasets and best.best_model_path:
+            for found in self.trainer.test(self.model, self.datamodule, best.best_model_path, verbose=False):
+                metrics |= found
         if self.trainer.is_global_zero:
             assert isinstance(self.trainer.logger, RunLogger)
             self.trainer.logger.log_final(metrics)
@@ -213,13 +240,15 @@ class ThawCLI(LightningCLI):
 
     def _report(self, metrics: dict[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "batch" not in name)
-        assert isinstance(self.trainer.logger, RunLogger)
+        if not isinstance(self.trainer.logger, RunLogger):
+            return  # a fast_dev_run leaves nothing
         folder = Path(self.trainer.logger.log_dir)  # the trainer's log_dir would wait for the other processes
         print(f"\n{shown or self.subcommand}: everything of this run is in {folder}")
         files = sorted(path.name for path in folder.iterdir() if path.suffix in _SHOWN)
         print("  " + ", ".join(files), flush=True)
 
 
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _SHOWN = (".png", ".csv", ".json", ".yaml")
 
 

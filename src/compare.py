@@ -89,8 +89,10 @@ def read_run(path: Path) -> Run:
         config = yaml.safe_load((folder / CONFIG).read_text())
         report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
         run = Run(f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
-        run.figures()
-    except (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError) as error:
+        table([[run]])  # now, while it is known which run it is about
+    except OSError as error:
+        raise UserError(f"the run '{folder}' cannot be read: {error}.") from error
+    except (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"the run '{folder}' has a damaged {CONFIG}, {HISTORY} or {REPORT}: {error!r}.") from error
     return run
 
@@ -181,7 +183,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="folder to write to (%(default)s)")
     try:
         options = parser.parse_args(args)
-        groups = recipes(map(read_run, options.runs))
+        asked = [path for path in options.runs if path.resolve() != options.output.resolve()]  # as runs/* names it too
+        if not asked:
+            raise UserError(f"'{options.output}' is where the comparison goes: give runs, for example runs/last4.")
+        groups = recipes({run.name: run for run in map(read_run, asked)}.values())
         rows = table(groups)
         print(markdown(rows))
         with replacing(options.output / "comparison.md") as temporary:

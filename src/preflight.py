@@ -82,6 +82,21 @@ def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tens
         )
 
 
+def check_optimizer(path: Path, saved: str | None, wanted: str) -> None:
+    """Refuse to continue a training with another optimizer, which would not know the first one's state.
+
+    Args:
+        path: The checkpoint, for the message.
+        saved: Its optimizer's class; None if it does not say.
+        wanted: The class to continue with.
+    """
+    if saved is not None and saved != wanted:
+        raise UserError(
+            f"'{path}' was trained with {saved} and cannot go on with {wanted}: use the config.yaml of its run, or "
+            f"start anew from its weights: --run.warm_start {path}."
+        )
+
+
 def check_int8(device: torch.device, ranges: bool, checkpoint: Path | None) -> None:
     """Refuse frozen layers in eight bits where they could not be computed, fast and right.
 

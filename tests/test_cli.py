@@ -328,6 +328,39 @@ def test_resuming_continues_in_the_same_directory(run: Run, borrowed: Run) -> No
     assert steps == [0, 1, 2]
 
 
+def test_resuming_with_another_optimizer_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root)), "--model.optimizer", "SGD")
+    assert stopped.value.code == 1
+    assert "was trained with Adam and cannot go on with SGD" in capsys.readouterr().err
+
+
+def test_resuming_takes_the_optimizers_settings_from_the_configuration(borrowed: Run) -> None:
+    more = ["--ckpt_path", "last", "--run.root", str(borrowed.root), "--run.test_after_fit", "false"]
+    more += ["--model.optimizer.init_args.weight_decay", "0.25", "--trainer.max_epochs", "3"]
+    execute("fit", *sample(*more))
+    groups = borrowed.checkpoint("last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+@pytest.mark.parametrize("option", ["--trainer.limit_val_batches", "--trainer.limit_test_batches"])
+def test_a_run_may_do_without_validation_or_test(tmp_path: Path, option: str) -> None:
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
+    assert "everything of this run" in execute("fit", *words, option, "0")
+
+
+def test_fast_dev_run_leaves_nothing(borrowed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "elsewhere"
+    (folder / "features").mkdir(parents=True)
+    (folder / "features" / "mine").touch()
+    monkeypatch.chdir(folder)
+    options = ["--trainer.fast_dev_run", "true", "--feature_cache.views", "2", "--feature_cache.place", "disk"]
+    execute("fit", *sample(*options))
+    execute("test", *sample("--trainer.fast_dev_run", "true", "--run.root", str(borrowed.root)))
+    assert [path.name for path in folder.rglob("*")] == ["features", "mine"]
+
+
 def test_moved_run_remembers_its_best_checkpoint(run: Run, tmp_path: Path) -> None:
     """Else the first epoch after a move would overwrite the best checkpoint, however bad it is."""
     moved = Run(tmp_path / "elsewhere" / "version_7", "")

@@ -74,6 +74,10 @@ def empty_history(run: Path) -> None:
     (run / "history.csv").write_text("epoch,val/acc\n")
 
 
+def empty_config(run: Path) -> None:
+    (run / "config.yaml").write_text("")
+
+
 def broken_report(run: Path) -> None:
     (run / "test_report.json").write_text("{")
 
@@ -84,6 +88,7 @@ def broken_report(run: Path) -> None:
         (no_history, "ended before its first epoch"),
         (empty_history, "damaged"),
         (broken_report, "damaged"),
+        (empty_config, "damaged"),
         (lambda run: (run / "config.yaml").unlink(), "is no run"),
     ],
 )
@@ -97,6 +102,13 @@ def test_mistakes_take_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert words in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_given_twice_counts_once_and_the_output_is_no_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "last4" / "version_0", 0.7)
+    for _ in range(2):  # the second time the output is there
+        (row,) = compare(tmp_path, run, run.parent, tmp_path / "out")
+        assert row["runs"] == "1"
 
 
 @pytest.mark.parametrize("words", [["nowhere"], [], ["--wrong"]])

@@ -65,9 +65,13 @@ def test_deterministic_algorithms_suffice(tmp_path: Path, plain: dict[str, torch
 
 def test_average_of_weights_is_what_is_evaluated_and_saved(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
     averaging = "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"
-    weights = fit(tmp_path, averaging, "--trainer.callbacks.decay=0.9")
+    weights = fit(tmp_path, averaging, "--trainer.callbacks.decay=0.9", "--run.test_after_fit=true")
     assert moved(weights, plain) == {name for name in plain if name.endswith("weight")}
     checkpoint = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
+    files = [f"--config={checkpoint.parents[1] / 'config.yaml'}", f"--ckpt_path={checkpoint.parent / 'best.ckpt'}"]
+    after_fit = (checkpoint.parents[1] / "test_report.json").read_text()
+    main(["test", *files])
+    assert (checkpoint.parents[1] / "test_report.json").read_text() == after_fit
     own = torch.load(checkpoint, weights_only=True)["current_model_state"]
     assert moved({name.removeprefix("module."): value for name, value in own.items()}, plain) == set()
 

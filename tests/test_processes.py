@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support import REPOSITORY, needs_int8, run
 
+from src.callbacks.history import CSV, read_history
 from src.cli import main
 
 EPOCHS = 3
@@ -121,3 +122,16 @@ def test_each_process_keeps_the_images_it_sees(tmp_path: Path) -> None:
     for epoch in range(3):
         first, second = (seen(tmp_path, "cached", epoch, rank) for rank in (0, 1))
         assert first["bits"] == second["bits"]
+
+
+@pytest.mark.slow
+def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> None:
+    options = ["--unfreezing.stages", "{0: 0}", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"]
+    stop = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", "0"]
+    stop += ["--trainer.callbacks.batch", "1", "--trainer.callbacks.name", "SIGTERM"]
+    for name, calls in (("straight", [[]]), ("stopped", [stop, ["--ckpt_path", "last"]])):
+        for more in calls:
+            run("fit", *words(tmp_path, name, 2, *options, *more), threads=1, check=more is not stop)
+    straight, stopped = (read_history(tmp_path / name / "version_0" / CSV)[0] for name in ("straight", "stopped"))
+    for metric in ("train/loss", "train/acc", "val/acc"):
+        assert stopped[metric] == pytest.approx(straight[metric], rel=1e-6), metric

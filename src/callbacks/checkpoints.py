@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from src.files import replacing
 
@@ -29,6 +31,16 @@ class RunCheckpoint(ModelCheckpoint):
 
     Lightning compares the folders as text, and forgets it where they differ.
     """
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.optimizers:
+            checkpoint["optimizer"] = type(trainer.optimizers[0]).__name__
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Averaged weights are what was validated. A test after `fit` finds Lightning's averaging still at work, which
+        # puts the others in their place, as for a training that goes on.
+        if "current_model_state" in checkpoint and trainer.state.fn != TrainerFn.FITTING:
+            pl_module.load_state_dict(checkpoint["state_dict"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         here = Path(str(self.dirpath))

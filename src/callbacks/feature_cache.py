@@ -33,7 +33,7 @@ class FrozenFeatureCache(Callback):
     kept, and every epoch shows a new view.
 
     With several processes each keeps the images it sees, and images stay with their process: so each needs only its
-    share of the memory, on one machine or on many, and nothing is sent.
+    share of the memory, on one machine or on many, and nothing is sent. A GPU's memory is taken for all images at once.
 
     Args:
         views: How many augmented views of each training image there are; null for a new one each epoch and no cache.
@@ -66,6 +66,8 @@ class FrozenFeatureCache(Callback):
         self.stage: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: TransferClassifier, stage: str) -> None:  # type: ignore[override]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.place = "memory"  # such a run has no directory
         if stage == "fit" and self.views is not None:
             _data(trainer).images_stay = True
             self.directory = Path(trainer.log_dir or ".") / FOLDER
@@ -100,7 +102,9 @@ class FrozenFeatureCache(Callback):
         # Validation first: every epoch uses all of it.
         for split, views in (("val", 1), ("train", self.views or 1)):
             dataset = data.datasets[split]
-            share = -(-len(dataset) // trainer.world_size)
+            images, device = len(dataset.labels), dataset.labels.device
+            # A CPU's memory, and a file's space, is only taken by what is put in.
+            share = -(-len(dataset) // trainer.world_size) if device.type == "cpu" else images
             size = share * torch.Size(shape).numel() * dtype.itemsize
             kept = min(views, left // size)
             left -= kept * size
@@ -115,7 +119,6 @@ class FrozenFeatureCache(Callback):
                 if self.place == "disk":
                     origin = network | data.view_origin(split)
                     folder = self._folder(origin, split) / f"process-{trainer.global_rank}"
-                images, device = len(dataset.labels), dataset.labels.device
                 store = FeatureStore(images, kept, shape, dtype, model.depth, device, folder, origin)
                 self.stores[split] = dataset.features = store
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # matplotlib takes a while to import, and most commands fail 
     from matplotlib.figure import Figure
 
 FIRST_BATCH = "first_batch.png"
+_LARGEST = 25.0  # inches; a matrix of a thousand classes would take gigabytes at the size of ten
+_NAMES = 100  # names that fit beside it
 
 
 class FirstBatch(Callback):
@@ -82,13 +84,14 @@ def confusion_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str]) ->
     """Draw a confusion matrix, (true class, predicted class), coloured by the share of each true class."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = max(5.0, 0.55 * len(classes) + 2)
+    side = min(max(5.0, 0.55 * len(classes) + 2), _LARGEST)
     figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", xticks=range(len(classes)), yticks=range(len(classes)))
-    axes.set_xticklabels(classes, rotation=60, ha="right")
-    axes.set_yticklabels(classes)
+    named = range(0, len(classes), -(-len(classes) // _NAMES))
+    axes.set(xlabel="predicted", ylabel="true", xticks=named, yticks=named)
+    axes.set_xticklabels([classes[number] for number in named], rotation=60, ha="right")
+    axes.set_yticklabels([classes[number] for number in named])
     if len(classes) <= 25:  # beyond that numbers are too small to read
         for (true, predicted), count in np.ndenumerate(counts):
             dark = shares[true, predicted] > 0.5

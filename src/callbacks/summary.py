@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback, Trainer
@@ -56,18 +57,21 @@ def stage_table(model: TransferClassifier, stages, rate, max_epochs: int) -> str
         model: Whose parameters are counted.
         stages: Epochs and numbers of layers, as `parse_stages` gives them.
         rate: Gives the rate of a layer's number in the first step of an epoch.
-        max_epochs: How many epochs there are; stages beyond are marked.
+        max_epochs: How many epochs there are, stages beyond are marked; -1 for no end.
     """
     rows = []
-    for first, following in zip(stages, [*list(stages)[1:], max(max_epochs, *stages) + 1], strict=True):
+    end = math.inf if max_epochs == -1 else max_epochs
+    for first, following in zip(stages, [*list(stages)[1:], math.inf], strict=True):
         layers = stages[first]
         lowest = HEAD_NUMBER - layers
-        last = min(following, max_epochs) - 1
+        last = min(following, end) - 1
         trains = "head" if not layers else f"{LAYERS[lowest]} … head"
         rates = f"{rate(HEAD_NUMBER, first):.2g}"
         if layers:
             rates += f" … {rate(lowest, first):.2g}"
         epochs = f"{first} to {last}" if last >= first else f"{first} (after the end)"
+        if last == math.inf:
+            epochs = f"{first} on"
         rows.append((epochs, str(layers), trains, f"{_suffix_parameters(model, layers) + _count(model.head):,}", rates))
     return table(("epochs", "layers", "what trains", "parameters", "rates, head … lowest"), rows)
 

@@ -6,6 +6,7 @@ import gc
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 
 from src.callbacks.schedule import HEAD_NUMBER, Decay, Rates, parse_stages, trainable_layers
@@ -65,6 +66,15 @@ class StagedUnfreezing(Callback):
         """Refuse rates that fall towards an end which a training without a number of epochs does not have."""
         if self.decay != "constant" and max_epochs == -1:
             raise UserError(f"unfreezing.decay {self.decay} needs an end: set trainer.max_epochs.")
+
+    def check_averaging(self, callbacks: list[Callback]) -> None:
+        """Refuse to freeze layers again whose averaged weights would go on changing."""
+        layers = list(self.stages.values())
+        if any(isinstance(callback, WeightAveraging) for callback in callbacks) and layers != sorted(layers):
+            raise UserError(
+                "unfreezing.stages freezes layers again, and averages of their weights would go on: leave out the "
+                "callback that averages weights, or let the stages only thaw."
+            )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         self._apply(trainer, pl_module)

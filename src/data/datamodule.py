@@ -93,6 +93,10 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.batch_size is {batch_size}: BatchNorm in the head needs at least 2.")
         if not 0 <= cutmix <= 1:
             raise UserError(f"data.cutmix is {cutmix}: give a share of the images, from 0 to 1.")
+        if input_size is not None and input_size < 1:
+            raise UserError(
+                f"data.input_size is {input_size}: give a side in pixels, or null to leave images as they are."
+            )
         if standardize == "weights" and weights_input is None:
             raise UserError(
                 "data.standardize is 'weights', but the model's weights do not say what input they expect: give "

@@ -20,7 +20,8 @@ _CPU = torch.device("cpu")
 class FeatureStore:
     """Keep one array of features for each image and view.
 
-    Memory is reserved for every image but only taken by those put in, so several processes can each keep their own.
+    Memory is reserved for every image but, on a CPU, only taken by those put in: several processes can each keep their
+    own.
 
     Args:
         images: How many images the source's split has; an image's row is its number.

@@ -237,15 +237,17 @@ class TransferClassifier(LightningModule):
         metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # A run stopped within an epoch must report that epoch's training metrics over all of its batches.
-        checkpoint["train_metrics"] = {
-            name: {state: getattr(metric, state) for state in metric._defaults}
-            for name, metric in self.train_metrics.items()
-        }
+        # A run stopped within an epoch must report that epoch's training metrics over all batches of all processes.
+        saved = checkpoint["train_metrics"] = {}
+        for name, metric in self.train_metrics.items():
+            with metric.sync_context():
+                saved[name] = {state: getattr(metric, state).clone() for state in metric._defaults}
         checkpoint["frozen"] = {"depth": self.depth, "ranges": self.ranges and tuple(self.ranges)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name, states in checkpoint.get("train_metrics", {}).items():
+        # What all processes had seen is counted once, by the first.
+        found = checkpoint.get("train_metrics", {}) if self.global_rank == 0 else {}
+        for name, states in found.items():
             metric: Metric = self.train_metrics[name]
             for state, value in states.items():
                 setattr(metric, state, value.to(self.device))
@@ -281,7 +283,19 @@ class TransferClassifier(LightningModule):
             for settings in (optimizer.defaults, *optimizer.param_groups):
                 settings["fused"] = True
         step_in_memory_order(optimizer)
+        _keep_settings(optimizer)
         return optimizer
+
+
+def _keep_settings(optimizer: torch.optim.Optimizer) -> None:
+    """Let a run that goes on take its settings from its configuration, as its rates, and not from the checkpoint."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+    def restore(optimizer: torch.optim.Optimizer) -> None:
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+
+    optimizer.register_load_state_dict_post_hook(restore)
 
 
 def _head(features: int, hidden: int, dropout: float, num_classes: int) -> nn.Sequential:

@@ -1,0 +1,23 @@
+"""Pictures of any number of classes, and the calendar without an end."""
+
+import numpy as np
+import pytest
+
+from src.callbacks.figures import confusion_figure
+from src.callbacks.schedule import parse_stages
+from src.callbacks.summary import stage_table
+from src.model.classifier import TransferClassifier
+
+
+@pytest.mark.parametrize(("classes", "inches", "names"), [(2, 5, 2), (10, 7.5, 10), (1000, 25, 100)])
+def test_confusion_matrix_stays_of_a_size_that_can_be_drawn(classes: int, inches: float, names: int) -> None:
+    figure = confusion_figure(np.eye(classes, dtype=int).tolist(), [f"class {number}" for number in range(classes)])
+    assert figure.get_size_inches() == pytest.approx((inches, inches))
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == [f"class {number}" for number in range(0, classes, classes // names)]
+
+
+def test_calendar_without_an_end() -> None:
+    model = TransferClassifier(weights=None)
+    lines = stage_table(model, parse_stages({0: 0, 3: 4}), lambda number, epoch: 1e-3, -1).splitlines()[2:]
+    assert [line.split("  ")[0] for line in lines] == ["0 to 2", "3 on"]
