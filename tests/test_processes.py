@@ -127,6 +127,7 @@ def test_each_process_keeps_the_images_it_sees(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> None:
     options = ["--unfreezing.stages", "{0: 0}", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"]
+    options += ["--data.batch_size", "2"]  # 16 steps, of which the tenth is the first that looks for signals
     stop = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", "0"]
     stop += ["--trainer.callbacks.batch", "1", "--trainer.callbacks.name", "SIGTERM"]
     for name, calls in (("straight", [[]]), ("stopped", [stop, ["--ckpt_path", "last"]])):
