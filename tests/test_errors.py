@@ -114,6 +114,8 @@ OPTIONS = {
     "--model.optimizer Adam --model.optimizer.lr abc": ["model.optimizer.lr is 'abc': expected float."],
     "--model.optimizer Adam --model.optimizer.momentum 0.9": ["unknown option model.optimizer.momentum"],
     "--model.optimizer Adam --model.optimizer.lr -1": ["model.optimizer", "learning rate", "-1"],
+    "--model.optimizer src.model.muon.Muon --model.optimizer.lr -1": ["model.optimizer", "learning rate", "-1"],
+    "--model.optimizer src.model.muon.Muon --model.optimizer.ns_steps 0": ["model.optimizer", "iterations", "0"],
     "--model.weights nope.pth": ["no weights file 'nope.pth'", "IMAGENET1K_FEATURES"],
     "--model.weights FILES/junk.ckpt": ["junk.ckpt' cannot be read as weights", "tensors"],
     "--model.weights_input FOO": ["model.weights_input is 'FOO'", "IMAGENET1K_V1"],

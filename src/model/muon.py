@@ -29,6 +29,9 @@ class Muon(torch.optim.Optimizer):
         momentum: Momentum of matrices and kernels, Nesterov's.
         ns_steps: Newton-Schulz iterations that make a step orthogonal; fewer are faster and less exact.
         betas: Decay rates of Adam's two averages, for vectors.
+
+    Raises:
+        ValueError: A setting is outside its range.
     """
 
     def __init__(
@@ -40,6 +43,15 @@ class Muon(torch.optim.Optimizer):
         ns_steps: int = 5,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
+        for name, value, in_range in (
+            ("learning rate", lr, lr >= 0),
+            ("weight decay", weight_decay, weight_decay >= 0),
+            ("momentum", momentum, 0 <= momentum < 1),
+            ("number of iterations", ns_steps, ns_steps >= 1),
+            ("betas", betas, all(0 <= beta < 1 for beta in betas)),
+        ):
+            if not in_range:
+                raise ValueError(f"Invalid {name}: {value}")
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps, "betas": betas}
         super().__init__(params, settings)
 
