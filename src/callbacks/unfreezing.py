@@ -106,6 +106,9 @@ class StagedUnfreezing(Callback):
             rates: dict[str, float] = {}  # a layer's weights and its biases share one
             for group in optimizer.param_groups:
                 layer = group["layer"]
+                if not group["params"][0].requires_grad:  # not asked for a rate: that takes longer than to look
+                    group["lr"] = 0.0
+                    continue
                 if layer not in rates:
                     rates[layer] = self.rate(trainer, layer, batch_idx)
                 group["lr"] = rates[layer]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -18,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from src.batch import Batch
 from src.errors import UserError
 from src.model.int8 import Int8Layers, Ranges, measure
+from src.model.lean_step import merged_groups, skip_capture_check
 from src.model.memory_order import step_in_memory_order
 from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
@@ -283,8 +285,20 @@ class TransferClassifier(LightningModule):
             for settings in (optimizer.defaults, *optimizer.param_groups):
                 settings["fused"] = True
         step_in_memory_order(optimizer)
+        skip_capture_check(optimizer)
         _keep_settings(optimizer)
         return optimizer
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        with merged_groups(wrapped):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
 
 def _keep_settings(optimizer: torch.optim.Optimizer) -> None:
