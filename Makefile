@@ -50,7 +50,7 @@ format: $(READY) ## mend style and formatting
 	$(RUN) ruff format $(CODE)
 
 types: $(READY) ## check the types
-	$(RUN) mypy src
+	$(RUN) mypy src benchmarks
 
 check: lint types test ## lint, types and test
 

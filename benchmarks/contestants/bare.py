@@ -25,6 +25,8 @@ def main() -> None:
     keep_freed_memory()
     job, views = sys.argv[1:3]
     data, model, gate = material.data(), material.model(job), Gate()
+    augment = data.augmentation
+    assert augment is not None
     entry = material.frozen(job) if views == "1" else 0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-4, fused=True)
@@ -44,7 +46,7 @@ def main() -> None:
             if entry:
                 inputs = kept["train"].index_select(0, indices)
             else:
-                pixels = data.augmentation(train.pixels[indices], seed=material.SEED, view=epoch, indices=indices)
+                pixels = augment(train.pixels[indices], seed=material.SEED, view=epoch, indices=indices)
                 inputs = data.standardized(pixels)
             labels = train.labels[indices]
             optimizer.zero_grad()

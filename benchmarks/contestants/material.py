@@ -34,7 +34,7 @@ def write_arrays(path: Path) -> None:
         if name != "test":
             arrays[f"{name}_images"] = dataset.pixels[dataset.chosen].permute(0, 2, 3, 1).numpy()
             arrays[f"{name}_labels"] = dataset.labels[dataset.chosen].numpy()
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def model(job: str) -> TransferClassifier:

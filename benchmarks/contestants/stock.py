@@ -74,23 +74,24 @@ class Stock(LightningModule):
 
 def main() -> None:
     """Fit, with what Lightning does by default except for its progress bar and table."""
-    job, workers, folder, *precision = sys.argv[1:]
+    job, workers, folder, *more = sys.argv[1:]
+    precision: Any = more[0] if more else None
     data = material.data()
     mean, std = (data.statistics / 255).tolist()
     common = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     random = [v2.RandomHorizontalFlip(), v2.RandomAffine(30, translate=(0.1, 0.1), scale=(0.8, 1.2))]
-    loaders: list[DataLoader] = [
+    train, val = (
         DataLoader(
             Samples(data.datasets[split], v2.Compose(transforms)), batch_size=material.BATCH,
             shuffle=split == "train", num_workers=int(workers), persistent_workers=int(workers) > 0,
         )
         for split, transforms in (("train", [*random, *common]), ("val", common))
-    ]  # fmt: skip
+    )  # fmt: skip
     trainer = Trainer(
         max_epochs=1000, default_root_dir=folder, num_sanity_val_steps=0, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[AtTheGate()], precision=precision[0] if precision else None,
+        enable_model_summary=False, callbacks=[AtTheGate()], precision=precision,
     )  # fmt: skip
-    trainer.fit(Stock(job), *loaders)
+    trainer.fit(Stock(job), train, val)
 
 
 if __name__ == "__main__":
