@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -19,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from src.batch import Batch
 from src.errors import UserError
 from src.model.int8 import Int8Layers, Ranges, measure
-from src.model.lean_step import merged_groups, skip_capture_check
+from src.model.lean_step import skip_capture_check, step_in_fewer_groups
 from src.model.memory_order import step_in_memory_order
 from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
@@ -196,7 +195,8 @@ class TransferClassifier(LightningModule):
         steps, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.logger is not None and every and steps % every == 0 and steps > self._drawn:
             self._drawn = steps
-            self.logger.log_metrics({"train/batch_loss": outputs["loss"].item()}, steps - 1)
+            loss = outputs["loss"].item() * self.trainer.accumulate_grad_batches  # which Lightning has divided by it
+            self.logger.log_metrics({"train/batch_loss": loss}, steps - 1)
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)
@@ -286,19 +286,9 @@ class TransferClassifier(LightningModule):
                 settings["fused"] = True
         step_in_memory_order(optimizer)
         skip_capture_check(optimizer)
+        step_in_fewer_groups(optimizer)
         _keep_settings(optimizer)
         return optimizer
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: torch.optim.Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        with merged_groups(wrapped):
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
 
 def _keep_settings(optimizer: torch.optim.Optimizer) -> None:

@@ -6,28 +6,43 @@ frozen ones too, and each costs Python and kernel launches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
 
+from src.model.muon import Muon
+
 _CONTENT = ("params", "layer")  # of a group; all else says how to update
+_INDEPENDENT = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, Muon)
+"""They update each parameter by itself, and write nothing into groups. Others may not."""
 
 
-@contextmanager
-def merged_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Show an optimizer what trains in one group for each combination of settings.
+def step_in_fewer_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Show an optimizer, while it updates, what trains in one group for each combination of settings.
 
-    Every parameter keeps its settings and its state, so an optimizer that updates parameters independently makes the
-    same step. Afterwards the groups are those from before, even after an error.
+    Every parameter keeps its settings and its state, so the step is the same. Whatever else looks at the optimizer,
+    hooks during backward and clipping too, sees the groups as they are.
     """
-    groups = optimizer.param_groups
-    optimizer.param_groups = _merged(groups)
-    try:
-        yield
-    finally:
-        optimizer.param_groups = groups
+    if type(optimizer) not in _INDEPENDENT:
+        return
+    update = optimizer.step
+
+    def step(self: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.param_groups = _merged(groups)
+        try:
+            update()
+        finally:
+            self.param_groups = groups
+        return loss
+
+    optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
 
 
 def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
     nothing is copied to make it one where the kernels lie in memory channels last.
 
     Args:
-        params: Parameters or groups of them, each group all matrices and kernels or all vectors.
+        params: Parameters or groups of them: matrices, kernels and vectors.
         lr: Learning rate of both kinds, made comparable by scaling Muon's steps to the size of AdamW's.
         weight_decay: Decoupled weight decay of matrices and kernels.
         momentum: Momentum of matrices and kernels, Nesterov's.
@@ -63,12 +63,12 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not trained:
-                continue
-            if all(parameter.ndim > 1 for parameter in trained):
-                self._step_matrices(group, trained)
-            else:
-                self._step_vectors(group, trained)
+            matrices = [parameter for parameter in trained if parameter.ndim > 1]
+            vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+            if matrices:
+                self._step_matrices(group, matrices)
+            if vectors:
+                self._step_vectors(group, vectors)
         return loss
 
     def _step_matrices(self, group: dict[str, Any], parameters: list[Tensor]) -> None:

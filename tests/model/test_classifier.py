@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -433,3 +434,15 @@ def test_frozen_layers_have_their_own_precision(images: Tensor, precision: str) 
     assert torch.equal(logits, model(features, 14))  # as from a cache
     logits.sum().backward()
     assert model.backbone.block5_conv1.weight.grad.dtype == torch.float32
+
+
+def test_loss_of_a_batch_is_drawn_whole_under_accumulation(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning hands it over divided by the number of batches of a step."""
+    drawn: list[dict[str, float]] = []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: drawn.append(metrics))
+    trainer = SimpleNamespace(global_step=1, log_every_n_steps=1, accumulate_grad_batches=4, logger=logger)
+    model = make(hidden=0)
+    monkeypatch.setattr(TransferClassifier, "trainer", trainer)
+    monkeypatch.setattr(TransferClassifier, "logger", logger)
+    model.on_train_batch_end({"loss": torch.tensor(0.5)}, batch_of(images), 0)
+    assert drawn == [{"train/batch_loss": 2.0}]

@@ -9,19 +9,31 @@ import torch
 from torch import nn
 
 from src.model.classifier import TransferClassifier
-from src.model.lean_step import merged_groups, skip_capture_check
+from src.model.lean_step import skip_capture_check, step_in_fewer_groups
 from src.model.muon import Muon
 
 RATES = {"low": 0.01, "middle": 0.1, "high": 0.1}
-OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [
+Make = Callable[[Any], torch.optim.Optimizer]
+Layers = dict[str, list[nn.Parameter]]
+OPTIMIZERS: list[Make] = [
     lambda groups: torch.optim.Adam(groups, lr=0.1, fused=True),
     lambda groups: torch.optim.AdamW(groups, lr=0.1, weight_decay=0.3, foreach=False),
     lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.3),
     lambda groups: Muon(groups, lr=0.1),
+    lambda groups: Muon(groups, lr=0.1, weight_decay=0.0),  # so that weights and biases come into one group
 ]
 
 
-def layers() -> dict[str, list[nn.Parameter]]:
+class Counting(torch.optim.SGD):
+    """Write into its groups, as some optimizers do."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        for group in self.param_groups:
+            group["made"] = group.get("made", 0) + 1
+        return super().step(closure)
+
+
+def layers() -> Layers:
     """Make a weight and a bias for each of three layers, the lowest frozen."""
     generator = torch.Generator().manual_seed(0)
     made = {}
@@ -32,7 +44,7 @@ def layers() -> dict[str, list[nn.Parameter]]:
     return made
 
 
-def groups(parameters: dict[str, list[nn.Parameter]]) -> list[dict[str, Any]]:
+def groups(parameters: Layers) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for layer, (weight, bias) in parameters.items():
         made.append({"params": [weight], "layer": layer, "lr": RATES[layer]})
@@ -40,7 +52,7 @@ def groups(parameters: dict[str, list[nn.Parameter]]) -> list[dict[str, Any]]:
     return made
 
 
-def step(optimizer: torch.optim.Optimizer, parameters: dict[str, list[nn.Parameter]]) -> None:
+def step(optimizer: torch.optim.Optimizer, parameters: Layers) -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         for parameter in (p for both in parameters.values() for p in both if p.requires_grad):
@@ -48,16 +60,23 @@ def step(optimizer: torch.optim.Optimizer, parameters: dict[str, list[nn.Paramet
         optimizer.step()
 
 
+def groups_while_updating(optimizer: torch.optim.Optimizer) -> list[list[dict[str, Any]]]:
+    """Note the groups at each update from now on."""
+    seen: list[list[dict[str, Any]]] = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(list(optimizer.param_groups)))
+    return seen
+
+
 @pytest.mark.parametrize("make", OPTIMIZERS)
-def test_merged_groups_make_the_same_steps(make: Callable[[Any], torch.optim.Optimizer]) -> None:
+def test_fewer_groups_make_the_same_steps(make: Make) -> None:
     parameters = layers()
     twins = copy.deepcopy(parameters)
     ours, theirs = make(groups(parameters)), make(groups(twins))
+    step_in_fewer_groups(ours)
+    seen, before = groups_while_updating(ours), list(ours.param_groups)
+    step(ours, parameters)
     step(theirs, twins)
-    before = list(ours.param_groups)
-    with merged_groups(ours):
-        assert len(ours.param_groups) == (1 if ours.defaults["weight_decay"] == 0 else 2)  # biases do not decay
-        step(ours, parameters)
+    assert {len(found) for found in seen} == {1 if ours.defaults["weight_decay"] == 0 else 2}  # biases do not decay
     assert all(now is then for now, then in zip(ours.param_groups, before, strict=True))
     for layer in RATES:
         for mine, expected in zip(parameters[layer], twins[layer], strict=True):
@@ -70,27 +89,57 @@ def test_different_rates_stay_apart() -> None:
     for parameter in parameters["low"]:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(groups(parameters), lr=0.1)
-    with merged_groups(optimizer):
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    step_in_fewer_groups(optimizer)
+    seen = groups_while_updating(optimizer)
+    optimizer.step()
+    rates = {id(p): group["lr"] for group in seen[0] for p in group["params"]}
     assert rates == {id(p): RATES[layer] for layer, both in parameters.items() for p in both}
 
 
-def test_groups_come_back_after_an_error() -> None:
+def test_an_optimizer_that_writes_into_its_groups_keeps_them() -> None:
+    parameters = layers()
+    optimizer = Counting(groups(parameters), lr=0.1)
+    step_in_fewer_groups(optimizer)
+    step(optimizer, parameters)
+    assert [group["made"] for group in optimizer.param_groups] == [3] * 6
+
+
+def test_whoever_looks_before_the_update_sees_every_group() -> None:
     optimizer = torch.optim.Adam(groups(layers()), lr=0.1)
-    with pytest.raises(KeyboardInterrupt), merged_groups(optimizer):
+    step_in_fewer_groups(optimizer)
+    names: list[str] = []
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        names.extend(group["layer"] for group in optimizer.param_groups)
+        return 0.5
+
+    assert optimizer.step(closure) == 0.5
+    assert names == [layer for layer in RATES for _ in range(2)]
+
+
+def test_groups_come_back_after_an_error() -> None:
+    parameters = layers()
+    optimizer = torch.optim.Adam(groups(parameters), lr=0.1)
+    step_in_fewer_groups(optimizer)
+
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
+
+    optimizer.register_step_post_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
     assert [group["layer"] for group in optimizer.param_groups] == [layer for layer in RATES for _ in range(2)]
 
 
-def test_the_model_steps_with_merged_groups() -> None:
+def test_the_models_optimizer_steps_in_fewer_groups() -> None:
     model = TransferClassifier(weights=None)
     model.trainable_layers = 4
     optimizer = model.configure_optimizers()
-    seen = []
-    optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(len(optimizer.param_groups)))
-    model.optimizer_step(0, 0, optimizer, lambda: None)
-    assert seen == [1]
-    assert len(optimizer.param_groups) > 2
+    seen = groups_while_updating(optimizer)
+    optimizer.step()
+    assert len(seen[0]) == 1
+    assert len(optimizer.param_groups) > 1
 
 
 def test_a_step_on_a_cpu_looks_for_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
