@@ -24,13 +24,14 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private, ordinary ones are not
+        temporary.chmod(0o666 & ~umask())  # mkstemp's files are private, ordinary ones are not
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Tell which permissions new files of this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.batch import Batch
@@ -35,12 +36,20 @@ class Throughput(Callback):
         self.images += len(batch.labels)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _wait(pl_module)
         self.seconds += time.perf_counter() - self.since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _wait(pl_module)
         seconds = self.seconds + time.perf_counter() - self.since
         pl_module.log("images_per_second", self.images * trainer.world_size / seconds)
         pl_module.log("train_seconds", seconds)
+
+
+def _wait(model: LightningModule) -> None:
+    """Wait for a GPU to make the steps that it was told to make."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

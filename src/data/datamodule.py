@@ -17,7 +17,7 @@ from src.batch import Batch
 from src.data.augment import Augmentation
 from src.data.cutmix import draw_patches, paste, shares
 from src.data.features import FeatureStore, digest
-from src.data.sampling import EvalBatches, TrainBatches
+from src.data.sampling import EvalBatches, TrainBatches, taken_batches
 from src.data.sources import CIFAR10, Images, Source
 from src.data.split import channel_statistics, train_val_split
 from src.errors import UserError
@@ -68,6 +68,7 @@ class ImageDataModule(LightningDataModule):
             trained on; `dataset`, mean 0 and deviation 1 per channel over the training images.
         augmentation: Random changes of training images; null for none.
         cutmix: Share of training images, 0 to 1, over which a rectangle of another one is pasted, labels mixed by area.
+            On a GPU it wants `on_device`: else every step waits until those images are sent.
         on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
         input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
         seed: Seed of order and augmentation; `seed_everything` tells it.
@@ -179,7 +180,8 @@ class ImageDataModule(LightningDataModule):
         self._move()
         dataset = self.datasets["train"]
         batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._place(), stay=self.images_stay)
-        return BatchLoader(dataset, batches)
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return BatchLoader(dataset, batches, self._pinned(dataset), limit)
 
     def val_dataloader(self) -> BatchLoader:
         return self._eval_loader("val")
@@ -195,7 +197,7 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
         self._move()
         dataset = self.datasets[split]
-        return BatchLoader(dataset, EvalBatches(len(dataset), self.batch_size, *self._place()))
+        return BatchLoader(dataset, EvalBatches(len(dataset), self.batch_size, *self._place()), self._pinned(dataset))
 
     def _move(self) -> None:
         """Put the images where they are used; splits that share an array go on sharing it."""
@@ -211,6 +213,11 @@ class ImageDataModule(LightningDataModule):
                 if here.data_ptr() not in moved:
                     moved[here.data_ptr()] = here.to(device)
                 setattr(dataset, name, moved[here.data_ptr()])
+
+    def _pinned(self, dataset: ArrayDataset) -> bool:
+        """Tell whether batches go from here to a GPU."""
+        here = dataset.labels.device.type == "cpu"
+        return here and self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -261,7 +268,8 @@ class ImageDataModule(LightningDataModule):
 
     def standardized(self, pixels: Tensor) -> Tensor:
         """Turn pixels from 0 to 255, (N, 3, H, W), into network input at `image_size`, float32."""
-        mean, std = self.statistics.to(pixels.device, torch.float32).view(2, 1, 3, 1, 1)
+        # Not waited for: a device works on the step before while this one is prepared.
+        mean, std = self.statistics.float().to(pixels.device, non_blocking=True).view(2, 1, 3, 1, 1)
         inputs = (pixels.to(torch.float32) - mean) / std
         if self.input_size is not None and self.input_size != inputs.shape[-1]:
             inputs = F.interpolate(inputs, size=(self.input_size, self.input_size), mode="bilinear")
@@ -285,9 +293,17 @@ class BatchLoader:
 
     Lightning keeps the state of any loader that has one, and sets the epoch of its `sampler`. It is not itself a
     DataLoader because Lightning would take one apart for prediction and put it together differently.
+
+    Args:
+        dataset: What to load from.
+        batches: Which images form a batch.
+        pinned: Whether to put batches into memory that a GPU can fetch from.
+        limit: How many of the batches an epoch takes, or which part: `trainer.limit_train_batches`.
     """
 
-    def __init__(self, dataset: ArrayDataset, batches: TrainBatches | EvalBatches) -> None:
+    def __init__(
+        self, dataset: ArrayDataset, batches: TrainBatches | EvalBatches, pinned: bool = False, limit: int | float = 1.0
+    ) -> None:
         self.sampler = batches
         self.batch_sampler = None  # Lightning looks for one on whatever has a sampler
         self.loader: DataLoader[Batch] = DataLoader(
@@ -295,8 +311,9 @@ class BatchLoader:
             sampler=cast(Any, batches),
             batch_size=None,  # the sampler's items are whole batches of positions
             collate_fn=cast(Any, _identity),
-            pin_memory=torch.cuda.is_available() and dataset.labels.device.type == "cpu",
+            pin_memory=pinned,
         )
+        self.taken = taken_batches(len(batches), limit)
         self.served = 0
 
     def __len__(self) -> int:
@@ -310,7 +327,7 @@ class BatchLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Tell how many batches of the current epoch have been handed out, 0 if all."""
-        return {"served": self.served % len(self)}
+        return {"served": self.served % max(1, self.taken)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         assert isinstance(self.sampler, TrainBatches)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from src.files import umask
 
 VALUES, FILLED, ORIGIN = "values.bin", "filled.bin", "origin.json"
 
@@ -54,9 +59,9 @@ class FeatureStore:
                 self.values.append(torch.empty(images, *shape, dtype=dtype, device=device))
                 self.filled.append(torch.zeros(images, dtype=torch.bool))
                 continue
-            path = folder / f"view-{view}"
-            _prepare(path, {**(origin or {}), "rows": images, "shape": list(shape), "dtype": str(dtype)})
-            size = images * math.prod(shape)
+            path, size = folder / f"view-{view}", images * math.prod(shape)
+            origin_of_view = {**(origin or {}), "rows": images, "shape": list(shape), "dtype": str(dtype)}
+            _prepare(path, origin_of_view, {VALUES: size * dtype.itemsize, FILLED: images})
             values = torch.from_file(str(path / VALUES), shared=True, size=size, dtype=dtype)
             self.values.append(values.view(images, *shape))
             self.filled.append(torch.from_file(str(path / FILLED), shared=True, size=images, dtype=torch.bool))
@@ -94,13 +99,25 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def _prepare(folder: Path, origin: dict[str, Any]) -> None:
-    """Empty the folder unless what it keeps comes from the same origin."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
+    """Make a folder of empty files, in bytes, unless there is one from the same origin.
+
+    It appears with all that belongs to it, so that two runs which begin at once share the same files.
+    """
     text = json.dumps(origin, sort_keys=True, default=str)
-    known = folder / ORIGIN
-    if known.exists() and known.read_text() == text:
-        return
-    for name in (ORIGIN, FILLED, VALUES):
-        (folder / name).unlink(missing_ok=True)
-    known.write_text(text)
+    if folder.exists():
+        if (folder / ORIGIN).exists() and (folder / ORIGIN).read_text() == text:
+            return
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        made.chmod(0o777 & ~umask())  # mkdtemp's are private
+        for name, size in sizes.items():
+            with (made / name).open("wb") as file:
+                file.truncate(size)
+        (made / ORIGIN).write_text(text)
+        with suppress(OSError):  # another run was first
+            made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

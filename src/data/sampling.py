@@ -135,6 +135,11 @@ class EvalBatches(Sampler[np.ndarray]):
             left = left[size:]
 
 
+def taken_batches(batches: int, limit: int | float) -> int:
+    """Tell how many of its batches an epoch takes under a limit as Lightning has them: a number, or a part."""
+    return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+
+
 def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     """Return 0 to n - 1 in an order that is a pure function of seed and epoch.
 

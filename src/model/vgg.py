@@ -6,7 +6,7 @@ Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Larg
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,10 +70,18 @@ class ConvReLU(nn.Conv2d):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
         self.by_tap = by_tap
-        if by_tap:
+        self._store()
+
+    def _store(self) -> None:
+        if self.by_tap and self.weight.device.type == "cpu":
             store_by_tap(self.weight)
         else:
             self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ConvReLU:
+        super()._apply(fn, recurse)
+        self._store()  # whoever moves to a GPU computes otherwise there
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         if self.by_tap and input.device.type == "cpu" and not torch.compiler.is_compiling():

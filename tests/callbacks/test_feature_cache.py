@@ -176,6 +176,21 @@ def test_store_gives_back_what_it_was_given(tmp_path: Path, on_disk: bool) -> No
     assert kept.get(torch.tensor([1])) is None
 
 
+def test_stores_that_begin_at_once_share_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, others = Path.rename, []
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        others.append(store(tmp_path))  # another run is first
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    ours, features = store(tmp_path), torch.randn(1, 4, 1, 1)
+    others[0].put(torch.tensor([5]), features)
+    assert torch.equal(ours.get(torch.tensor([5])), features)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["view-0", "view-1"]
+
+
 def test_store_on_disk_outlives_its_process_unless_its_origin_differs(tmp_path: Path) -> None:
     features = torch.randn(1, 4, 1, 1)
     store(tmp_path).put(torch.tensor([5]), features)

@@ -300,6 +300,32 @@ def test_picture_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
         assert all(torch.equal(image, other[place]) for place, image in seen[0].items())
 
 
+@pytest.mark.parametrize("limit", [2, 0.3])
+def test_an_epoch_cut_short_is_a_whole_one_for_a_checkpoint(tmp_path: Path, limit: float) -> None:
+    """Else a run that goes on from there would leave out the batches that this one took."""
+    data = set_up()
+    data.trainer = trainer(tmp_path)
+    data.trainer.limit_train_batches = limit
+    loader = data.train_dataloader()
+    served = []
+    for _ in zip(loader, range(2), strict=False):
+        served.append(loader.state_dict()["served"])
+    assert len(loader) == 7
+    assert served == [1, 0]
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_are_pinned_for_a_gpu_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, pinned: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    data = set_up()
+    data.trainer = trainer(tmp_path)
+    monkeypatch.setattr(type(data.trainer.strategy), "root_device", torch.device(device))
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert loader.loader.pin_memory is pinned
+
+
 def test_seed_changes_order_and_pictures(tmp_path: Path) -> None:
     first, second = (fit(make(seed=seed), tmp_path).train_seen for seed in (1, 2))
     assert list(first) != list(second)
@@ -378,8 +404,9 @@ def test_images_can_be_kept_on_another_device(tmp_path: Path) -> None:
     """A device without contents stands in for a GPU: what reaches the loader's batches must come from there."""
     data = set_up(on_device=True)
     data.trainer = types.SimpleNamespace(  # type: ignore[assignment]
-        strategy=types.SimpleNamespace(root_device=torch.device("meta")), global_rank=0, world_size=1
-    )
+        strategy=types.SimpleNamespace(root_device=torch.device("meta")), global_rank=0, world_size=1,
+        limit_train_batches=1.0,
+    )  # fmt: skip
     for loader in (data.train_dataloader(), data.val_dataloader()):
         batch = next(iter(loader))
         assert {part.device.type for part in (batch.inputs, batch.labels, batch.indices)} == {"meta"}

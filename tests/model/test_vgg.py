@@ -318,3 +318,14 @@ def test_checkpoint_expects_what_it_was_trained_on(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "ImageDataModule": trained_on}, tmp_path / "best.ckpt")
     found = expected_input(str(tmp_path / "best.ckpt"), None)
     assert same(found, ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
+
+
+def test_kernels_lie_as_the_device_computes_with_them() -> None:
+    """By tap for small maps on a CPU; channels last where a library convolves."""
+    layer = ConvReLU(3, 4, by_tap=True)
+    values = layer.weight.detach().clone()
+    by_tap = layer.weight.stride()
+    assert by_tap != values.contiguous(memory_format=torch.channels_last).stride()
+    assert layer.to("cpu").weight.stride() == by_tap
+    assert torch.equal(layer.weight, values)
+    assert layer.to("meta").weight.is_contiguous(memory_format=torch.channels_last)
