@@ -28,14 +28,16 @@ from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
+from src.data.sampling import EvalBatches, TrainBatches, taken_batches
 from src.errors import UserError
 from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
-from src.model.vgg import InputScale, expected_input
+from src.model.vgg import expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     check_compiler,
     check_configs,
+    check_device,
     check_fit,
     check_int8,
     check_optimizer,
@@ -96,7 +98,7 @@ class ThawCLI(LightningCLI):
         parser.add_lightning_class_args(StagedUnfreezing, "unfreezing")
         parser.add_lightning_class_args(FrozenFeatureCache, "feature_cache")
         parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=_input_of)
+        parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=expected_input)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
 
@@ -129,6 +131,7 @@ class ThawCLI(LightningCLI):
         """Find what would go wrong before a run directory exists."""
         content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
         device = self.trainer.strategy.root_device
+        check_device(device)
         if self.model.compiled:
             check_compiler(device)
         if self.model.frozen_precision == "int8":
@@ -137,6 +140,11 @@ class ThawCLI(LightningCLI):
             check_int8(device, known, self.checkpoint)
         if self.checkpoint is not None:
             if self.subcommand == "fit":
+                if self.trainer.max_steps != -1:
+                    raise UserError(
+                        "a run with trainer.max_steps cannot be continued, for Lightning would count its epochs wrong: "
+                        "give trainer.max_epochs instead, or start anew from its weights with --run.warm_start."
+                    )
                 check_optimizer(self.checkpoint, content.get("optimizer"), type(self._make_optimizer()).__name__)
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
@@ -159,6 +167,10 @@ class ThawCLI(LightningCLI):
                 "trainer.overfit_batches is not supported, for every epoch has its own order: train on a folder of a "
                 "few images instead (configs/with/folder.yaml)."
             )
+        if config.logger not in (None, True):
+            raise UserError("trainer.logger cannot be set: every run has TensorBoard's files and history.csv.")
+        if config.default_root_dir is not None:
+            raise UserError("trainer.default_root_dir has no effect here: --run.root says where runs are kept.")
         config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
         if not config.fast_dev_run:
             config.logger = self._logger()
@@ -190,17 +202,39 @@ class ThawCLI(LightningCLI):
         limited = trainer.max_epochs is not None or (trainer.max_steps == -1 and trainer.max_time is None)
         config.unfreezing.check_end(trainer.max_epochs if limited else -1)
         config.unfreezing.check_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self._check_epoch()
         self._make_optimizer()
         if self.checkpoint is None:  # its weights would replace whatever the network starts with
             self._load_weights()
         if isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir))
 
+    def _check_epoch(self) -> None:
+        """Refuse what Lightning would only refuse after the run has begun."""
+        trainer, data, size = self.trainer, self.datamodule, self.datamodule.batch_size
+        images = {split: len(dataset) for split, dataset in data.datasets.items()}
+        batches = {
+            "train": len(TrainBatches(images["train"], size, 0, world_size=trainer.world_size)),
+            "val": len(EvalBatches(images["val"], size, world_size=trainer.world_size)),
+        }
+        for split, limit in (("train", trainer.limit_train_batches), ("val", trainer.limit_val_batches)):
+            if limit and not taken_batches(batches[split], limit):
+                raise UserError(
+                    f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none."
+                )
+        taken = taken_batches(batches["train"], trainer.limit_train_batches)
+        interval = trainer.val_check_interval
+        if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > taken:
+            raise UserError(
+                f"trainer.val_check_interval is {interval}, but an epoch has {taken} batches: give at most so many, or "
+                "a part of an epoch such as 0.5."
+            )
+
     def _make_optimizer(self) -> torch.optim.Optimizer:
         try:
             return self.model.configure_optimizers()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model.optimizer cannot be made: {error}.") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"model.optimizer cannot be made: {str(error).rstrip('.')}.") from error
 
     def _load_weights(self) -> None:
         if self.options.warm_start is None:
@@ -252,10 +286,6 @@ _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _SHOWN = (".png", ".csv", ".json", ".yaml")
 
 
-def _input_of(weights: str | None, weights_input: str | None) -> InputScale | None:
-    return expected_input(weights, weights_input)
-
-
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
@@ -292,6 +322,7 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
+                "devices": 1,  # with all of a machine's GPUs the same recipe would make other steps
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
@@ -302,8 +333,9 @@ def main(args: Sequence[str] | None = None) -> None:
             load_from_checkpoint_support=False,
             args=args,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, MisconfigurationException) as error:
+        text = str(error) if isinstance(error, UserError) else plain_trainer(str(error))
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

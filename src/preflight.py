@@ -97,6 +97,16 @@ def check_optimizer(path: Path, saved: str | None, wanted: str) -> None:
         )
 
 
+def check_device(device: torch.device) -> None:
+    """Refuse Apple's GPUs, which Lightning takes on its own: the augmentation needs float64, which they lack.
+
+    Args:
+        device: Where the network runs.
+    """
+    if device.type == "mps":
+        raise UserError("Apple's GPUs are not supported: add --trainer.accelerator cpu.")
+
+
 def check_int8(device: torch.device, ranges: bool, checkpoint: Path | None) -> None:
     """Refuse frozen layers in eight bits where they could not be computed, fast and right.
 

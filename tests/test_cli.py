@@ -335,6 +335,14 @@ def test_resuming_with_another_optimizer_is_refused(borrowed: Run, capsys: pytes
     assert "was trained with Adam and cannot go on with SGD" in capsys.readouterr().err
 
 
+def test_resuming_with_a_number_of_steps_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning takes an epoch that has ended for one that has not, if max_steps is set."""
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root)), "--trainer.max_steps", "5")
+    assert stopped.value.code == 1
+    assert "a run with trainer.max_steps cannot be continued" in capsys.readouterr().err
+
+
 def test_resuming_takes_the_optimizers_settings_from_the_configuration(borrowed: Run) -> None:
     more = ["--ckpt_path", "last", "--run.root", str(borrowed.root), "--run.test_after_fit", "false"]
     more += ["--model.optimizer.init_args.weight_decay", "0.25", "--trainer.max_epochs", "3"]

@@ -99,10 +99,15 @@ def test_folder_overlay_runs_one_step(tmp_path: Path, steps: list[torch.Tensor])
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_changes_the_setting_but_not_the_stages(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = parse(monkeypatch, "fit", *config("last4"), "--trainer.devices", "1")
-    joined = parse(monkeypatch, "fit", *config("last4"), "--trainer.devices", "1", *config(f"with/{overlay}"))
+    alone = parse(monkeypatch, "fit", *config("last4"))
+    joined = parse(monkeypatch, "fit", *config("last4"), *config(f"with/{overlay}"))
     assert joined.unfreezing == alone.unfreezing
     assert (joined.trainer, joined.data, joined.model) != (alone.trainer, alone.data, alone.model)
+
+
+def test_without_an_overlay_one_device_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning would take all GPUs, and make the batch so many times as large."""
+    assert parse(monkeypatch, "fit", *config("last4")).trainer.devices == 1
 
 
 def test_gpu_overlay(monkeypatch: pytest.MonkeyPatch) -> None:
