@@ -30,7 +30,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY) ## a first run, offline, on the built-in sample
-	$(RUN) src.cli fit --config configs/last4.yaml --config configs/with/sample.yaml $(ARGS)
+	$(RUN) src.cli fit --config configs/last4.yaml --config configs/with/sample.yaml \
+		--run.name quickstart $(ARGS)
 
 fit: $(READY) ## train: CONFIG=configs/staged.yaml ARGS="--trainer.max_epochs 3"
 	$(RUN) src.cli fit --config $(CONFIG) $(ARGS)

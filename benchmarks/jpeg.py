@@ -1,8 +1,9 @@
 """Estimate what JPEG cost the images: compress the test images a second time, as hard as the first.
 
     python -m benchmarks.jpeg --root data/cifar10-jpeg --output data/twice
+    mkdir runs/twice; cp -r runs/staged/version_0 runs/twice/version_0     # the test replaces a run's report
     python -m src.cli test --config configs/staged.yaml --config configs/with/folder.yaml \\
-        --data.source.init_args.root data/twice --ckpt_path runs/staged/version_0/checkpoints/best.ckpt
+        --data.source.init_args.root data/twice --ckpt_path runs/twice/version_0/checkpoints/best.ckpt
 
 The blocks of the second compression lie between those of the first, which it would otherwise nearly repeat.
 """
