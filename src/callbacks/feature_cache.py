@@ -33,7 +33,7 @@ class FrozenFeatureCache(Callback):
     kept, and every epoch shows a new view.
 
     With several processes each keeps the images it sees, and images stay with their process: so each needs only its
-    share of the memory, on one machine or on many, and nothing is sent. A GPU's memory is taken for all images at once.
+    share of the memory, on one machine or on many, and nothing is sent.
 
     Args:
         views: How many augmented views of each training image there are; null for a new one each epoch and no cache.
@@ -102,9 +102,8 @@ class FrozenFeatureCache(Callback):
         # Validation first: every epoch uses all of it.
         for split, views in (("val", 1), ("train", self.views or 1)):
             dataset = data.datasets[split]
-            images, device = len(dataset.labels), dataset.labels.device
-            # A CPU's memory, and a file's space, is only taken by what is put in.
-            share = -(-len(dataset) // trainer.world_size) if device.type == "cpu" else images
+            images, own = len(dataset.labels), data.own_images(split)
+            share = -(-len(dataset) // trainer.world_size)  # the largest, so that all processes keep as many views
             size = share * torch.Size(shape).numel() * dtype.itemsize
             kept = min(views, left // size)
             left -= kept * size
@@ -117,9 +116,11 @@ class FrozenFeatureCache(Callback):
             if kept:
                 origin, folder = {}, None
                 if self.place == "disk":
-                    origin = network | data.view_origin(split)
+                    kept_rows = {"chosen": digest([dataset.chosen]), "processes": trainer.world_size}
+                    origin = network | data.view_origin(split) | kept_rows
                     folder = self._folder(origin, split) / f"process-{trainer.global_rank}"
-                store = FeatureStore(images, kept, shape, dtype, model.depth, device, folder, origin)
+                device = dataset.labels.device
+                store = FeatureStore(images, own, kept, shape, dtype, model.depth, device, folder, origin)
                 self.stores[split] = dataset.features = store
 
     def _network(self, trainer: Trainer, model: TransferClassifier) -> dict[str, Any]:

@@ -177,27 +177,33 @@ class ImageDataModule(LightningDataModule):
             self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 
     def train_dataloader(self) -> BatchLoader:
-        self._move()
-        dataset = self.datasets["train"]
-        batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._place(), stay=self.images_stay)
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return BatchLoader(dataset, batches, self._pinned(dataset), limit)
+        return self._loader("train", 1.0 if self.trainer is None else self.trainer.limit_train_batches)
 
     def val_dataloader(self) -> BatchLoader:
-        return self._eval_loader("val")
+        return self._loader("val")
 
     def test_dataloader(self) -> BatchLoader:
-        return self._eval_loader("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> BatchLoader:
-        return self._eval_loader("test")
+        return self._loader("test")
 
-    def _eval_loader(self, split: str) -> BatchLoader:
+    def _loader(self, split: str, limit: int | float = 1.0) -> BatchLoader:
         if split not in self.datasets:
             raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
         self._move()
         dataset = self.datasets[split]
-        return BatchLoader(dataset, EvalBatches(len(dataset), self.batch_size, *self._place()), self._pinned(dataset))
+        return BatchLoader(dataset, self._batches(split), self._pinned(dataset), limit)
+
+    def _batches(self, split: str) -> TrainBatches | EvalBatches:
+        images = len(self.datasets[split])
+        if split == "train":
+            return TrainBatches(images, self.batch_size, self.seed, *self._place(), stay=self.images_stay)
+        return EvalBatches(images, self.batch_size, *self._place())
+
+    def own_images(self, split: str) -> Tensor:
+        """List the numbers of the images that this process gets in an epoch, int64; in every epoch if they stay."""
+        return self.datasets[split].chosen[torch.from_numpy(self._batches(split).positions)]
 
     def _move(self) -> None:
         """Put the images where they are used; splits that share an array go on sharing it."""

@@ -25,11 +25,9 @@ _CPU = torch.device("cpu")
 class FeatureStore:
     """Keep one array of features for each image and view.
 
-    Memory is reserved for every image but, on a CPU, only taken by those put in: several processes can each keep their
-    own.
-
     Args:
-        images: How many images the source's split has; an image's row is its number.
+        images: How many images the source's split has.
+        own: Numbers of those that may be kept, int64: several processes each keep their own.
         views: How many views of each to keep.
         shape: Shape of one image's features, (C, h, w).
         dtype: Their type.
@@ -42,6 +40,7 @@ class FeatureStore:
     def __init__(
         self,
         images: int,
+        own: Tensor,
         views: int,
         shape: Sequence[int],
         dtype: torch.dtype,
@@ -52,19 +51,21 @@ class FeatureStore:
     ) -> None:
         self.entry = entry
         self.view = 0
+        self.rows = torch.full((images,), -1)
+        self.rows[own] = torch.arange(len(own))
         self.values: list[Tensor] = []
         self.filled: list[Tensor] = []
         for view in range(views):
             if folder is None:
-                self.values.append(torch.empty(images, *shape, dtype=dtype, device=device))
-                self.filled.append(torch.zeros(images, dtype=torch.bool))
+                self.values.append(torch.empty(len(own), *shape, dtype=dtype, device=device))
+                self.filled.append(torch.zeros(len(own), dtype=torch.bool))
                 continue
-            path, size = folder / f"view-{view}", images * math.prod(shape)
-            origin_of_view = {**(origin or {}), "rows": images, "shape": list(shape), "dtype": str(dtype)}
-            _prepare(path, origin_of_view, {VALUES: size * dtype.itemsize, FILLED: images})
+            path, size = folder / f"view-{view}", len(own) * math.prod(shape)
+            whole = {**(origin or {}), "rows": digest([own]), "shape": list(shape), "dtype": str(dtype)}
+            _prepare(path, whole, {VALUES: size * dtype.itemsize, FILLED: len(own)})
             values = torch.from_file(str(path / VALUES), shared=True, size=size, dtype=dtype)
-            self.values.append(values.view(images, *shape))
-            self.filled.append(torch.from_file(str(path / FILLED), shared=True, size=images, dtype=torch.bool))
+            self.values.append(values.view(len(own), *shape))
+            self.filled.append(torch.from_file(str(path / FILLED), shared=True, size=len(own), dtype=torch.bool))
 
     @property
     def keeps_view(self) -> bool:
@@ -76,19 +77,21 @@ class FeatureStore:
 
         `indices`, (N,), are on the CPU, so that a look at what is there keeps no other device waiting.
         """
-        if not self.keeps_view or not self.filled[self.view][indices].all():
+        if not self.keeps_view:
+            return None
+        rows = self.rows[indices]
+        if not self.filled[self.view][rows].all():
             return None
         values = self.values[self.view]
-        return values.index_select(0, indices.to(values.device, non_blocking=True))
+        return values.index_select(0, rows.to(values.device, non_blocking=True))
 
     def put(self, indices: Tensor, features: Tensor) -> None:
         """Keep the current view's features of these images, if that view is kept at all."""
         if self.keeps_view:
-            values = self.values[self.view]
-            values[indices.to(values.device)] = features.detach().to(values.device)
-            self.filled[self.view][indices.cpu()] = (
-                True  # only now, so that a killed process leaves no hole marked full
-            )
+            rows, values = self.rows[indices.cpu()], self.values[self.view]
+            assert rows.min() >= 0, "an image of another process"
+            values[rows.to(values.device)] = features.detach().to(values.device)
+            self.filled[self.view][rows] = True  # only now, so that a killed process leaves no hole marked full
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -55,6 +55,11 @@ class TrainBatches(Sampler[np.ndarray]):
         self._seed = seed
         self.skipping = 0
 
+    @property
+    def positions(self) -> np.ndarray:
+        """List the images, 0 to n - 1, that this process may get in any epoch."""
+        return np.arange(self.rank, self._n, self.world_size) if self.stay else np.arange(self._n)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration takes."""
         self.epoch = epoch
@@ -119,7 +124,8 @@ class EvalBatches(Sampler[np.ndarray]):
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: choose at least 1.")
         self.batch_size = batch_size
-        self._share = np.array_split(np.arange(n), world_size)[rank]
+        self.positions = np.array_split(np.arange(n), world_size)[rank]
+        """The images, 0 to n - 1, that this process gets."""
         largest_share = -(-n // world_size)
         self._batches = -(-largest_share // batch_size)
 
@@ -128,7 +134,7 @@ class EvalBatches(Sampler[np.ndarray]):
         return self._batches
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        left = self._share
+        left = self.positions
         for still_to_come in reversed(range(self._batches)):
             size = min(self.batch_size, len(left) - still_to_come)
             yield left[:size]

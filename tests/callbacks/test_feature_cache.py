@@ -159,7 +159,9 @@ def test_views_that_do_not_fit_are_computed_anew(
 
 
 def store(folder: Path | None, seed: int = 0) -> FeatureStore:
-    return FeatureStore(6, 2, (4, 1, 1), torch.float32, entry=14, folder=folder, origin={"seed": seed})
+    """Keep two views of the images 0, 2, 4, 5 and 1 of seven."""
+    own, origin = torch.tensor([0, 2, 4, 5, 1]), {"seed": seed}
+    return FeatureStore(7, own, 2, (4, 1, 1), torch.float32, entry=14, folder=folder, origin=origin)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -168,7 +170,10 @@ def test_store_gives_back_what_it_was_given(tmp_path: Path, on_disk: bool) -> No
     features = torch.randn(3, 4, 1, 1)
     kept.put(torch.tensor([4, 0, 2]), features)
     assert torch.equal(kept.get(torch.tensor([2, 4])), features[[2, 0]])
-    assert kept.get(torch.tensor([2, 3])) is None
+    assert kept.get(torch.tensor([2, 5])) is None
+    assert {values.shape for values in kept.values} == {(5, 4, 1, 1)}  # no room for others'
+    with pytest.raises(AssertionError, match="another process"):
+        kept.put(torch.tensor([3]), features[:1])
     kept.view = 1
     assert kept.get(torch.tensor([2])) is None
     kept.view = 2
