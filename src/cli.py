@@ -140,7 +140,7 @@ class ThawCLI(LightningCLI):
             check_int8(device, known, self.checkpoint)
         if self.checkpoint is not None:
             if self.subcommand == "fit":
-                if self.trainer.max_steps != -1:
+                if self.trainer.max_steps != -1 and not self.config_init[self.subcommand].trainer.fast_dev_run:
                     raise UserError(
                         "a run with trainer.max_steps cannot be continued, for Lightning would count its epochs wrong: "
                         "give trainer.max_epochs instead, or start anew from its weights with --run.warm_start."
