@@ -1,6 +1,6 @@
 """Race thaw against other ways to train the same network: `make bench`.
 
-    python -m benchmarks.race [--rounds 5] [--jobs last4 head] [--keras .venv-keras/bin/python]
+    python -m benchmarks.race [--rounds 5] [--jobs last4 head] [--only NAME ...] [--keras .venv-keras/bin/python]
 
 Each contestant is a process of its own. They run epochs in turn, so that whatever else the machine does hits all of
 them alike; while one runs the others wait. Rates are medians over the rounds, with quartiles. Each one's first epoch is
@@ -38,6 +38,8 @@ STOCK, STOCK_HALF, KERAS = "stock Lightning", "stock Lightning, bf16-mixed", "Ke
 CACHED_END = "from cached features"
 MIXED = "--trainer.precision=bf16-mixed"
 BYTES = "--model.frozen_precision=int8"
+PAIRS = {"A step of thaw": (THAW, BARE), "A step of thaw from cached features": (CACHED, BARE_CACHED)}
+EVERYONE = (THAW, CACHED, HALF, HALF_CACHED, INT8, INT8_CACHED, BARE, BARE_CACHED, STOCK, STOCK_HALF, KERAS)
 EPOCHS, TRAIN, VAL = 30, 35_000, 15_000  # the tutorial's job
 SHORT = 5  # epochs a round of those whose epochs are short
 
@@ -106,8 +108,8 @@ class Contestant:
         return TRAIN / self.rate("train") + VAL / self.rate("val") + statistics.median(self.rest)
 
 
-def contestants(job: str, folder: Path, keras: Path | None) -> list[Contestant]:
-    """List who takes part."""
+def contestants(job: str, folder: Path, keras: Path | None, only: list[str]) -> list[Contestant]:
+    """List who takes part: of those named in `only`, who can here."""
     ours = {
         THAW: ("thaw", "null", folder / "thaw"),
         CACHED: ("thaw", "1", folder / "cached"),
@@ -122,12 +124,13 @@ def contestants(job: str, folder: Path, keras: Path | None) -> list[Contestant]:
     }
     if not int8.supported():
         ours = {name: options for name, options in ours.items() if BYTES not in options}
+    ours = {name: options for name, options in ours.items() if name in only}
     python = [sys.executable, "-W", "ignore", "-m"]
     found = [
         Contestant(name, [*python, f"benchmarks.contestants.{module}", job, *map(str, options)])
         for name, (module, *options) in ours.items()
     ]
-    if keras:
+    if keras and KERAS in only:
         material.write_arrays(folder / "arrays.npz")
         script = "benchmarks.contestants.keras_script"
         found.append(Contestant(KERAS, [str(keras), "-m", script, job, str(folder / "arrays.npz")]))
@@ -176,7 +179,7 @@ def thirty_epochs(racers: dict[str, Contestant], views: list[int]) -> dict[str, 
     sums = {
         f"{name}, {count} cached views": _with_cache(racers[name], racers[cached], count)
         for name, cached in ((INT8, INT8_CACHED), (HALF, HALF_CACHED), (THAW, CACHED))
-        if name in racers
+        if name in racers and cached in racers
         for count in views
     }
     alone = (INT8, HALF, THAW, STOCK_HALF, STOCK, KERAS)
@@ -194,27 +197,29 @@ def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
         )
     sums = thirty_epochs(racers, views)
     others = (STOCK, STOCK_HALF, KERAS)
-    lines += [
-        "",
-        f"Added up to {EPOCHS} epochs of {TRAIN:,} training and {VAL:,} validation images, each epoch with what it "
-        "takes beside them:",
-        "",
-        f"| {job}, {EPOCHS} epochs | minutes | {' | '.join(f'{name} takes' for name in others)} |",
-        "|---|---|---|---|---|",
-    ]
+    if sums:
+        lines += [
+            "",
+            f"Added up to {EPOCHS} epochs of {TRAIN:,} training and {VAL:,} validation images, each epoch with what it "
+            "takes beside them:",
+            "",
+            f"| {job}, {EPOCHS} epochs | minutes | {' | '.join(f'{name} takes' for name in others)} |",
+            "|---|---|---|---|---|",
+        ]
     for name, total in sums.items():
         times = [f"{sums[other] / total:.1f} times as long" if other in racers else "" for other in others]
         lines.append(f"| {name} | {total / 60:.1f} | {' | '.join(times)} |")
-    ratios = [
-        racers[bare].rate("train") / racers[name].rate("train") for name, bare in ((THAW, BARE), (CACHED, BARE_CACHED))
-    ]
-    ours, rate = step_gflop(job) * racers[THAW].rate("train"), matrix_rate()
-    lines += [
-        "",
-        f"A step of thaw takes {ratios[0]:.3f} times as long as the bare loop's, from cached features {ratios[1]:.3f} "
-        f"times. Without a cache thaw computes {ours:.0f} GFLOP/s, {ours / rate:.0%} of the {rate:.0f} of a product of "
-        "2048 × 2048 matrices.",
-    ]
+    for what, (name, bare) in PAIRS.items():
+        if name in racers and bare in racers:
+            ratio = racers[bare].rate("train") / racers[name].rate("train")
+            lines += ["", f"{what} takes {ratio:.3f} times as long as the bare loop's."]
+    if THAW in racers:
+        ours, rate = step_gflop(job) * racers[THAW].rate("train"), matrix_rate()
+        lines += [
+            "",
+            f"Without a cache thaw computes {ours:.0f} GFLOP/s, {ours / rate:.0%} of the {rate:.0f} of a product of "
+            "2048 × 2048 matrices.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -242,6 +247,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", nargs="+", default=["last4", "head"], choices=list(material.TRAINABLE))
+    parser.add_argument(
+        "--only", nargs="+", default=[*EVERYONE], choices=EVERYONE, metavar="NAME", help="who takes part, of the tables"
+    )
     parser.add_argument("--views", type=int, nargs="+", default=[8, 16], help="cached views in the sums over 30 epochs")
     parser.add_argument(
         "--keras", type=Path, default=Path(".venv-keras/bin/python"), help="its Python, if there is one"
@@ -256,12 +264,13 @@ def main() -> None:
     )
     for job in options.jobs:
         with tempfile.TemporaryDirectory() as folder:
-            results[job] = race(contestants(job, Path(folder), keras), options.rounds)
+            results[job] = race(contestants(job, Path(folder), keras, options.only), options.rounds)
         text += "\n" + report(job, results[job], options.views)
     options.output.mkdir(parents=True, exist_ok=True)
     print(text)
     (options.output / "race.md").write_text(text)
-    draw(results, options.views, options.output / "race.png")
+    if all(thirty_epochs(racers, options.views) for racers in results.values()):
+        draw(results, options.views, options.output / "race.png")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
-from src.data.sampling import EvalBatches, TrainBatches, taken_batches
+from src.data.sampling import taken_batches
 from src.errors import UserError
 from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
@@ -211,12 +211,9 @@ class ThawCLI(LightningCLI):
 
     def _check_epoch(self) -> None:
         """Refuse what Lightning would only refuse after the run has begun."""
-        trainer, data, size = self.trainer, self.datamodule, self.datamodule.batch_size
-        images = {split: len(dataset) for split, dataset in data.datasets.items()}
-        batches = {
-            "train": len(TrainBatches(images["train"], size, 0, world_size=trainer.world_size)),
-            "val": len(EvalBatches(images["val"], size, world_size=trainer.world_size)),
-        }
+        trainer = self.trainer
+        place = trainer.global_rank, trainer.world_size
+        batches = {split: len(self.datamodule.batches(split, *place)) for split in ("train", "val")}
         for split, limit in (("train", trainer.limit_train_batches), ("val", trainer.limit_val_batches)):
             if limit and not taken_batches(batches[split], limit):
                 raise UserError(

@@ -366,6 +366,7 @@ def test_fast_dev_run_leaves_nothing(borrowed: Run, tmp_path: Path, monkeypatch:
     options = ["--trainer.fast_dev_run", "true", "--feature_cache.views", "2", "--feature_cache.place", "disk"]
     execute("fit", *sample(*options))
     execute("test", *sample("--trainer.fast_dev_run", "true", "--run.root", str(borrowed.root)))
+    execute("fit", *sample(*options, "--run.root", str(borrowed.root), "--ckpt_path", "last"))
     assert [path.name for path in folder.rglob("*")] == ["features", "mine"]
 
 

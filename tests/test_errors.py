@@ -19,7 +19,7 @@ from src.data.datamodule import ImageDataModule
 from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.plain_errors import either, plain, plain_trainer, suggestion
-from src.preflight import check_compiler, make_folder
+from src.preflight import check_compiler, check_device, make_folder
 
 CONFIGS = REPOSITORY / "configs"
 RECIPE = f"--config {CONFIGS}/head.yaml"
@@ -257,6 +257,17 @@ def test_compile_for_a_gpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="needs a C compiler, and gcc or clang is not here"):
         check_compiler(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_processors_that_can_augment_are_taken(kind: str) -> None:
+    check_device(torch.device(kind))
+
+
+def test_apples_gpus_are_refused(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = property(lambda strategy: torch.device("mps"))
+    monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.root_device", device)
+    assert fail(f"fit {SAMPLE}") == "Apple's GPUs are not supported: add --trainer.accelerator cpu."
 
 
 @pytest.fixture(scope="module")

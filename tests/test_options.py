@@ -63,9 +63,17 @@ def test_deterministic_algorithms_suffice(tmp_path: Path, plain: dict[str, torch
         torch.use_deterministic_algorithms(False)
 
 
-def test_average_of_weights_is_what_is_evaluated_and_saved(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
-    averaging = "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"
-    weights = fit(tmp_path, averaging, "--trainer.callbacks.decay=0.9", "--run.test_after_fit=true")
+@pytest.mark.parametrize(
+    "averaging",
+    [
+        ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.9"],
+        ["--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging", "--trainer.callbacks.eta=1"],
+    ],
+)
+def test_average_of_weights_is_what_is_evaluated_and_saved(
+    tmp_path: Path, plain: dict[str, torch.Tensor], averaging: list[str]
+) -> None:
+    weights = fit(tmp_path, *averaging, "--run.test_after_fit=true")
     assert moved(weights, plain) == {name for name in plain if name.endswith("weight")}
     checkpoint = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
     files = [f"--config={checkpoint.parents[1] / 'config.yaml'}", f"--ckpt_path={checkpoint.parent / 'best.ckpt'}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from jsonargparse import lazy_instance
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from src.batch import Batch
 from src.data.augment import Augmentation
@@ -193,17 +193,18 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
         self._move()
         dataset = self.datasets[split]
-        return BatchLoader(dataset, self._batches(split), self._pinned(dataset), limit)
+        return BatchLoader(dataset, self.batches(split, *self._place()), self._pinned(dataset), limit)
 
-    def _batches(self, split: str) -> TrainBatches | EvalBatches:
+    def batches(self, split: str, rank: int, processes: int) -> TrainBatches | EvalBatches:
+        """Divide a split into batches, and give those of one of several processes."""
         images = len(self.datasets[split])
         if split == "train":
-            return TrainBatches(images, self.batch_size, self.seed, *self._place(), stay=self.images_stay)
-        return EvalBatches(images, self.batch_size, *self._place())
+            return TrainBatches(images, self.batch_size, self.seed, rank, processes, stay=self.images_stay)
+        return EvalBatches(images, self.batch_size, rank, processes)
 
     def own_images(self, split: str) -> Tensor:
         """List the numbers of the images that this process gets in an epoch, int64; in every epoch if they stay."""
-        return self.datasets[split].chosen[torch.from_numpy(self._batches(split).positions)]
+        return self.datasets[split].chosen[torch.from_numpy(self.batches(split, *self._place()).positions)]
 
     def _move(self) -> None:
         """Put the images where they are used; splits that share an array go on sharing it."""
@@ -297,8 +298,9 @@ class ImageDataModule(LightningDataModule):
 class BatchLoader:
     """Load whole batches, and continue a training epoch at the batch where a checkpoint left it.
 
-    Lightning keeps the state of any loader that has one, and sets the epoch of its `sampler`. It is not itself a
-    DataLoader because Lightning would take one apart for prediction and put it together differently.
+    Lightning keeps the state of any loader that has one, and sets the epoch of its `sampler`. It is no
+    DataLoader: Lightning would take one apart for prediction and put it together differently, and without workers it
+    would only stand between.
 
     Args:
         dataset: What to load from.
@@ -310,15 +312,10 @@ class BatchLoader:
     def __init__(
         self, dataset: ArrayDataset, batches: TrainBatches | EvalBatches, pinned: bool = False, limit: int | float = 1.0
     ) -> None:
+        self.dataset = dataset
         self.sampler = batches
         self.batch_sampler = None  # Lightning looks for one on whatever has a sampler
-        self.loader: DataLoader[Batch] = DataLoader(
-            dataset,
-            sampler=cast(Any, batches),
-            batch_size=None,  # the sampler's items are whole batches of positions
-            collate_fn=cast(Any, _identity),
-            pin_memory=pinned,
-        )
+        self.pinned = pinned
         self.taken = taken_batches(len(batches), limit)
         self.served = 0
 
@@ -327,9 +324,10 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.served = self.sampler.skipping if isinstance(self.sampler, TrainBatches) else 0
-        for batch in self.loader:
+        for positions in self.sampler:
+            batch = self.dataset[positions]
             self.served += 1
-            yield batch
+            yield _pin(batch) if self.pinned else batch
 
     def state_dict(self) -> dict[str, int]:
         """Tell how many batches of the current epoch have been handed out, 0 if all."""
@@ -340,5 +338,6 @@ class BatchLoader:
         self.sampler.skip(state_dict["served"])
 
 
-def _identity(batch: Batch) -> Batch:
-    return batch
+def _pin(batch: Batch) -> Batch:
+    inputs, labels, indices, entry, *_ = batch  # others are mixed in on the device
+    return Batch(inputs.pin_memory(), labels.pin_memory(), indices.pin_memory(), entry)

@@ -12,13 +12,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.batch import Batch
 from src.errors import UserError
 from src.model.int8 import Int8Layers, Ranges, measure
 from src.model.lean_step import skip_capture_check, step_in_fewer_groups
+from src.model.loss_and_accuracy import LossAndAccuracy
 from src.model.memory_order import step_in_memory_order
 from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
@@ -86,9 +87,9 @@ class TransferClassifier(LightningModule):
         self.keep_features: Callable[[Batch, Tensor, str], None] | None = None
         """Called with what the frozen layers made of a batch, and the split it is from."""
         self._drawn = 0  # steps made when the loss of a batch was last drawn
-        self.train_metrics = _metrics(num_classes)
-        self.val_metrics = _metrics(num_classes, f1=True)
-        self.test_metrics = _metrics(num_classes, f1=True)
+        self.train_metrics = LossAndAccuracy()
+        self.val_metrics = _metrics(num_classes)
+        self.test_metrics = _metrics(num_classes)
         self.test_time_augmentation = test_time_augmentation
         self.averaged_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
@@ -177,7 +178,7 @@ class TransferClassifier(LightningModule):
         loss, labels = self._loss(logits, batch), batch.labels
         if batch.other_labels is not None and batch.other_shares is not None:
             labels = torch.where(batch.other_shares > 0.5, batch.other_labels, labels)  # what most of the image shows
-        _update(self.train_metrics, logits, labels, loss)
+        self.train_metrics.update(logits, labels, loss)
         return loss
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -231,29 +232,27 @@ class TransferClassifier(LightningModule):
     def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:
         logits = self._logits(batch, split)
         if len(batch.labels):  # a process may run out of images before the others do
-            _update(metrics, logits, batch.labels, F.cross_entropy(logits, batch.labels))
+            metrics["loss_and_accuracy"].update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
+            metrics["f1"].update(logits.argmax(dim=1), batch.labels)
         return logits.float().softmax(dim=1)
 
-    def _log_epoch(self, stage: str, metrics: MetricCollection) -> None:
+    def _log_epoch(self, stage: str, metrics: Metric | MetricCollection) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A run stopped within an epoch must report that epoch's training metrics over all batches of all processes.
-        saved = checkpoint["train_metrics"] = {}
-        for name, metric in self.train_metrics.items():
-            with metric.sync_context():
-                saved[name] = {state: getattr(metric, state).clone() for state in metric._defaults}
+        metrics = self.train_metrics
+        with metrics.sync_context():
+            checkpoint["train_metrics"] = {name: getattr(metrics, name).clone() for name in metrics._defaults}
         checkpoint["frozen"] = {"depth": self.depth, "ranges": self.ranges and tuple(self.ranges)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What all processes had seen is counted once, by the first.
-        found = checkpoint.get("train_metrics", {}) if self.global_rank == 0 else {}
-        for name, states in found.items():
-            metric: Metric = self.train_metrics[name]
-            for state, value in states.items():
-                setattr(metric, state, value.to(self.device))
-            metric._update_count = 1  # else compute() warns that it was never updated
+        if "train_metrics" in checkpoint and self.global_rank == 0:
+            for name, value in checkpoint["train_metrics"].items():
+                setattr(self.train_metrics, name, value.to(self.device))
+            self.train_metrics._update_count = 1  # else compute() warns that it was never updated
         if "frozen" in checkpoint:  # so that other commands compute in each layer's precision what training did
             self.depth, ranges = checkpoint["frozen"]["depth"], checkpoint["frozen"]["ranges"]
             self.ranges, self._int8 = ranges and Ranges(*ranges), None
@@ -317,21 +316,11 @@ def _head(features: int, hidden: int, dropout: float, num_classes: int) -> nn.Se
     )
 
 
-def _metrics(num_classes: int, f1: bool = False) -> MetricCollection:
-    metrics: dict[str, Metric | MetricCollection] = {
-        "loss": MeanMetric(nan_strategy="disable"),  # else a device waits for every step to be looked at
-        "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-    }
-    if f1:
-        metrics["f1"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
-    return MetricCollection(metrics, compute_groups=False)
-
-
-def _update(metrics: MetricCollection, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-    predicted = logits.detach().argmax(dim=1)
-    for name, metric in metrics.items():
-        if name == "loss":
-            # Once an image: without its search for NaNs, torchmetrics does not heed weights.
-            metric.update(loss.detach().expand(len(labels)))
-        else:
-            metric.update(predicted, labels)
+def _metrics(num_classes: int) -> MetricCollection:
+    return MetricCollection(
+        {
+            "loss_and_accuracy": LossAndAccuracy(),
+            "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+        },
+        compute_groups=False,
+    )

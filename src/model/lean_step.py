@@ -6,11 +6,12 @@ frozen ones too, and each costs Python and kernel launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from src.model.muon import Muon
 
@@ -35,7 +36,7 @@ def step_in_fewer_groups(optimizer: torch.optim.Optimizer) -> None:
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        self.param_groups = _merged(groups)
+        self.param_groups = _merged(groups, self.state)
         try:
             update()
         finally:
@@ -45,19 +46,21 @@ def step_in_fewer_groups(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
 
 
-def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    merged: list[tuple[dict[str, Any], list[torch.Tensor]]] = []
+def _merged(groups: list[dict[str, Any]], state: Mapping[Tensor, Any]) -> list[dict[str, Any]]:
+    """Gather what trains by settings; what has just thawed apart, for SGD takes a group for all new or all known."""
+    merged: list[tuple[dict[str, Any], bool, list[Tensor]]] = []
     for group in groups:
-        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
-        if not trained:
-            continue
         settings = {name: value for name, value in group.items() if name not in _CONTENT}
-        same = next((parameters for known, parameters in merged if known == settings), None)
-        if same is None:
-            merged.append((settings, trained))
-        else:
-            same += trained
-    return [{**settings, "params": parameters} for settings, parameters in merged]
+        for parameter in group["params"]:
+            if not parameter.requires_grad:
+                continue
+            has_state = bool(state.get(parameter))
+            same = next((gathered for *key, gathered in merged if key == [settings, has_state]), None)
+            if same is None:
+                merged.append((settings, has_state, [parameter]))
+            else:
+                same.append(parameter)
+    return [{**settings, "params": gathered} for settings, _, gathered in merged]
 
 
 def skip_capture_check(optimizer: torch.optim.Optimizer) -> None:

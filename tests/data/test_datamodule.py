@@ -322,8 +322,12 @@ def test_batches_are_pinned_for_a_gpu_only(
     data = set_up()
     data.trainer = trainer(tmp_path)
     monkeypatch.setattr(type(data.trainer.strategy), "root_device", torch.device(device))
+    shapes: list[torch.Size] = []
+    monkeypatch.setattr("torch.Tensor.pin_memory", lambda tensor: shapes.append(tensor.shape) or tensor)
     for loader in (data.train_dataloader(), data.val_dataloader()):
-        assert loader.loader.pin_memory is pinned
+        batch = next(iter(loader))
+        assert shapes == ([part.shape for part in batch[:3]] if pinned else [])
+        shapes.clear()
 
 
 def test_seed_changes_order_and_pictures(tmp_path: Path) -> None:

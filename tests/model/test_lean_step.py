@@ -19,6 +19,7 @@ OPTIMIZERS: list[Make] = [
     lambda groups: torch.optim.Adam(groups, lr=0.1, fused=True),
     lambda groups: torch.optim.AdamW(groups, lr=0.1, weight_decay=0.3, foreach=False),
     lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.3),
+    lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.3, fused=True),
     lambda groups: Muon(groups, lr=0.1),
     lambda groups: Muon(groups, lr=0.1, weight_decay=0.0),  # so that weights and biases come into one group
 ]
@@ -84,6 +85,23 @@ def test_fewer_groups_make_the_same_steps(make: Make) -> None:
             assert ours.state[mine].keys() == theirs.state[expected].keys()
 
 
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_what_has_just_thawed_takes_the_same_steps(make: Make) -> None:
+    parameters = layers()
+    twins = copy.deepcopy(parameters)
+    ours, theirs = make(groups(parameters)), make(groups(twins))
+    step_in_fewer_groups(ours)
+    for optimizer, own in ((ours, parameters), (theirs, twins)):
+        step(optimizer, own)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        for parameter in own["low"]:
+            parameter.requires_grad_(True)
+        step(optimizer, own)
+    for layer in RATES:
+        assert all(torch.equal(mine, its) for mine, its in zip(parameters[layer], twins[layer], strict=True))
+
+
 def test_different_rates_stay_apart() -> None:
     parameters = layers()
     for parameter in parameters["low"]:
@@ -114,7 +132,8 @@ def test_whoever_looks_before_the_update_sees_every_group() -> None:
         names.extend(group["layer"] for group in optimizer.param_groups)
         return 0.5
 
-    assert optimizer.step(closure) == 0.5
+    with torch.no_grad():
+        assert optimizer.step(closure) == 0.5
     assert names == [layer for layer in RATES for _ in range(2)]
 
 

@@ -1,0 +1,61 @@
+"""Averages of the weights."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from src.callbacks.averaging import PolynomialAveraging
+from src.errors import UserError
+
+STEPS = 30
+
+
+class Counting(LightningModule):
+    """Hold weights that are t after step t, as are the norm's statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.norm = nn.BatchNorm1d(1)
+
+    @torch.no_grad()
+    def step_to(self, step: int) -> None:
+        for value in (*self.parameters(), *self.buffers()):
+            value.fill_(step)
+
+
+def average(eta: float) -> AveragedModel:
+    model, callback = Counting(), PolynomialAveraging(eta)
+    callback.setup(Trainer(accelerator="cpu", logger=False), model, "fit")
+    averaged = callback._average_model
+    assert averaged is not None
+    for step in range(1, STEPS + 1):
+        model.step_to(step)
+        averaged.update_parameters(model)
+    return averaged
+
+
+@pytest.mark.parametrize("eta", [0, 1, 7])
+def test_steps_count_by_a_power_of_their_number(eta: int) -> None:
+    counts = {step: math.prod(range(step, step + eta)) for step in range(1, STEPS + 1)}  # t (t + 1) … (t + eta - 1)
+    wanted = sum(step * count for step, count in counts.items()) / sum(counts.values())
+    module = average(eta).module
+    assert module.linear.weight.item() == pytest.approx(wanted, rel=1e-5)
+    assert module.norm.running_mean.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_steps_are_as_old_as_promised() -> None:
+    assert STEPS - average(7).module.linear.weight.item() == pytest.approx(STEPS / 9, rel=0.1)
+
+
+def test_numbers_of_batches_are_not_averaged() -> None:
+    assert average(7).module.norm.num_batches_tracked == STEPS
+
+
+def test_memory_cannot_be_longer_than_the_training() -> None:
+    with pytest.raises(UserError, match="eta of PolynomialAveraging is -1"):
+        PolynomialAveraging(-1)
