@@ -13,6 +13,7 @@ from src.callbacks.history import CSV, read_history
 from src.cli import main
 
 EPOCHS = 3
+TOLERANCE = 0.04  # of sums of weights: products in single precision differ by up to 0.023, by processor
 
 
 def words(root: Path, name: str, processes: int, *more: str) -> list[str]:
@@ -67,7 +68,7 @@ def test_processes_share_the_augmented_images_of_an_epoch(runs: Path, epoch: int
 @pytest.mark.parametrize("epoch", range(EPOCHS))
 def test_training_follows_that_of_one_process(runs: Path, epoch: int) -> None:
     ours, theirs = (seen(runs, name, epoch, 0)["weights"] for name in ("two", "one"))
-    assert ours == pytest.approx(theirs, rel=1e-3, abs=0.04)  # 0.023 on one of two processors
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=TOLERANCE)
 
 
 def test_only_what_trains_is_communicated(runs: Path) -> None:
@@ -104,7 +105,7 @@ def test_eight_bits_are_the_same_in_every_process(tmp_path: Path) -> None:
     for epoch in range(EPOCHS):
         one, first, second = (seen(tmp_path, name, epoch, rank) for name, rank in (("one", 0), ("two", 0), ("two", 1)))
         assert first["bits"] == second["bits"]
-        assert first["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=0.04)  # 0.023 on one of two processors
+        assert first["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -122,3 +122,19 @@ def test_stopped_within_an_epoch_equals_never_stopped(untouched: Path, tmp_path:
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
     fit(tmp_path, "run", "--ckpt_path", "last")
     assert_same(tmp_path / "run" / "version_0", untouched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_averaged_weights_go_on_where_they_were(tmp_path: Path, name: str) -> None:
+    averaging = ["--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging"]
+    main(words(tmp_path, "untouched", *averaging))
+    assert fit(tmp_path, "run", *averaging, *signal_at(3, 1, name), check=False).returncode != 0
+    fit(tmp_path, "run", *averaging, "--ckpt_path", "last")
+    run_directory, reference = (tmp_path / run / "version_0" for run in ("run", "untouched"))
+    assert_same(run_directory, reference)
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (run_directory, reference)
+    )
+    for part in ("current_model_state", "averaging_state"):
+        assert differences(ours[part], theirs[part], part) == []

@@ -299,8 +299,8 @@ class BatchLoader:
     """Load whole batches, and continue a training epoch at the batch where a checkpoint left it.
 
     Lightning keeps the state of any loader that has one, and sets the epoch of its `sampler`. It is no
-    DataLoader: Lightning would take one apart for prediction and put it together differently, and without workers it
-    would only stand between.
+    DataLoader: Lightning would take one apart for prediction and put it together differently, and here one would have
+    nothing to do, for a batch is one indexing.
 
     Args:
         dataset: What to load from.

@@ -10,8 +10,8 @@ from torchmetrics import Metric
 class LossAndAccuracy(Metric):
     """Average the loss, and count the right predictions, over all images of all processes.
 
-    torchmetrics has a metric for each; together they take some thirty small operations of every step, on a GPU as many
-    launches.
+    torchmetrics has a metric for each; together they take 27 tensor operations of every step, this one nine. On a GPU
+    each is a launch.
     """
 
     full_state_update = False

@@ -68,12 +68,18 @@ def groups_while_updating(optimizer: torch.optim.Optimizer) -> list[list[dict[st
     return seen
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS)
-def test_fewer_groups_make_the_same_steps(make: Make) -> None:
+def both_ways(make: Make) -> tuple[torch.optim.Optimizer, Layers, torch.optim.Optimizer, Layers]:
+    """Make an optimizer that steps in fewer groups, and a plain one, for parameters alike."""
     parameters = layers()
     twins = copy.deepcopy(parameters)
     ours, theirs = make(groups(parameters)), make(groups(twins))
     step_in_fewer_groups(ours)
+    return ours, parameters, theirs, twins
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_fewer_groups_make_the_same_steps(make: Make) -> None:
+    ours, parameters, theirs, twins = both_ways(make)
     seen, before = groups_while_updating(ours), list(ours.param_groups)
     step(ours, parameters)
     step(theirs, twins)
@@ -87,10 +93,7 @@ def test_fewer_groups_make_the_same_steps(make: Make) -> None:
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
 def test_what_has_just_thawed_takes_the_same_steps(make: Make) -> None:
-    parameters = layers()
-    twins = copy.deepcopy(parameters)
-    ours, theirs = make(groups(parameters)), make(groups(twins))
-    step_in_fewer_groups(ours)
+    ours, parameters, theirs, twins = both_ways(make)
     for optimizer, own in ((ours, parameters), (theirs, twins)):
         step(optimizer, own)
         for group in optimizer.param_groups:
