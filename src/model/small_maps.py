@@ -1,8 +1,8 @@
-"""A 3×3 convolution for maps of a few pixels, where most of an ordinary one would multiply padding.
+"""A 3×3 convolution for maps of a few pixels, where an ordinary one would multiply much padding.
 
-On 2×2 maps a padded 3×3 convolution makes 36 products of a pixel with a kernel's tap, and 20 of them are with zeros.
-Here each tap is a matrix, multiplied with the pixels it meets and no others. Kernels are stored tap by tap, so that
-nothing is gathered: reading weights is what small batches spend their time on.
+On 2×2 maps a padded 3×3 convolution makes 36 products of a pixel with a kernel's tap, and 20 of them are with zeros; on
+4×4 maps 44 of 144. Here each tap is a matrix, multiplied with the pixels it meets and no others. Kernels are stored tap
+by tap, so that nothing is gathered: reading weights is what small batches spend their time on.
 """
 
 from __future__ import annotations

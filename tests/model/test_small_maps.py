@@ -58,11 +58,13 @@ def test_storing_by_tap_leaves_shape_and_values() -> None:
     assert stored.permute(2, 3, 0, 1).is_contiguous()
 
 
-@pytest.mark.parametrize(("size", "by_tap"), [(32, True), (47, True), (48, False), (64, False)])
-def test_block5_is_computed_by_tap_where_its_maps_are_small(size: int, by_tap: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "blocks"), [(32, "block4 block5"), (39, "block4 block5"), (40, "block5"), (79, "block5"), (80, "")]
+)
+def test_blocks_with_small_maps_are_computed_by_tap(size: int, blocks: str) -> None:
     backbone = TransferClassifier(image_size=size).backbone
     found = {name: layer.by_tap for name, layer in backbone.named_children() if isinstance(layer, ConvReLU)}
-    assert found == {name: by_tap and name.startswith("block5") for name in found}
+    assert found == {name: name.partition("_")[0] in blocks.split() for name in found}
     for name, layer in backbone.named_children():
         if isinstance(layer, ConvReLU) and not found[name]:
             assert layer.weight.is_contiguous(memory_format=torch.channels_last)

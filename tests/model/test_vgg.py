@@ -124,6 +124,20 @@ def test_forward_in_two_parts_is_forward(backbone: VGGBackbone, images: Tensor, 
     assert torch.equal(backbone(features, depth, depth), features)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_before_rectifying_is_rectifying_before_pooling(images: Tensor, dtype: torch.dtype) -> None:
+    """To the bit, gradients too, though in bfloat16 many pixels of a map are alike."""
+    backbone, results = VGGBackbone(), []
+    for run in (backbone, lambda inputs: nn.Sequential.forward(backbone, inputs)):
+        backbone.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            out = run(images)
+        out.float().square().sum().backward()
+        results.append([out.detach(), *(parameter.grad for parameter in backbone.parameters())])
+    for ours, plain in zip(*results, strict=True):
+        assert torch.equal(ours, plain)
+
+
 def test_random_weights_keep_the_size_of_activations(images: Tensor) -> None:
     torch.manual_seed(0)
     backbone = VGGBackbone()
