@@ -9,6 +9,8 @@ ARGS ?=
 
 RUN := $(VENV)/bin/python -m
 CODE := $(wildcard src tests benchmarks)
+# A file of tests stays with one process, for tests share trainings; each process takes up to 2 GB of memory.
+PYTEST := $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
 # Written last, so that an interrupted install is not mistaken for a whole one.
 READY := $(VENV)/.ready
 # There while an environment that make itself created is not whole: the next attempt starts afresh.
@@ -37,10 +39,10 @@ fit: $(READY) ## train: CONFIG=configs/staged.yaml ARGS="--trainer.max_epochs 3"
 	$(RUN) src.cli fit --config $(CONFIG) $(ARGS)
 
 test: $(READY) ## run the tests except the slow ones; ARGS="-k cli" picks some
-	$(RUN) pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(READY) ## run every test, the slow ones too
-	$(RUN) pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(READY) ## check style and formatting
 	$(RUN) ruff check $(CODE)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -35,8 +35,10 @@ from src.model.classifier import TransferClassifier
 from src.model.vgg import expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
+    check_averages,
     check_compiler,
     check_configs,
+    check_data,
     check_device,
     check_fit,
     check_int8,
@@ -54,7 +56,6 @@ _UNWANTED_ADVICE = (
     "smaller than the logging interval",  # curves are drawn by the epoch
     "exists and is not empty",  # a resumed run stays in its directory
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
-    "callbacks used to create the checkpoint need to be provided",  # a fast_dev_run has none that keep checkpoints
 )
 
 
@@ -131,7 +132,7 @@ class ThawCLI(LightningCLI):
         """Find what would go wrong before a run directory exists."""
         content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
         device = self.trainer.strategy.root_device
-        check_device(device)
+        check_device(device, self.config_init[self.subcommand].trainer.sync_batchnorm)
         if self.model.compiled:
             check_compiler(device)
         if self.model.frozen_precision == "int8":
@@ -146,11 +147,15 @@ class ThawCLI(LightningCLI):
                         "give trainer.max_epochs instead, or start anew from its weights with --run.warm_start."
                     )
                 check_optimizer(self.checkpoint, content.get("optimizer"), type(self._make_optimizer()).__name__)
+                averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+                check_averages(self.checkpoint, "averaging_state" in content, averages)
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
             check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
+        if self.checkpoint is not None and self.subcommand == "fit":
+            check_data(self.checkpoint, content, self.datamodule.identity())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
@@ -191,7 +196,9 @@ class ThawCLI(LightningCLI):
         callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(seed)]
         if config.enable_progress_bar:
             callbacks.append(TQDMProgressBar(refresh_rate=20))
-        if not config.fast_dev_run:
+        if config.fast_dev_run:  # it has none of those that a checkpoint knows
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+        else:
             callbacks += [FirstBatch(), PredictionWriter(), History(not config.enable_progress_bar)]
             callbacks += [*checkpoints(), GracefulStop()]
         return callbacks
@@ -213,8 +220,11 @@ class ThawCLI(LightningCLI):
         """Refuse what Lightning would only refuse after the run has begun."""
         trainer = self.trainer
         place = trainer.global_rank, trainer.world_size
-        batches = {split: len(self.datamodule.batches(split, *place)) for split in ("train", "val")}
-        for split, limit in (("train", trainer.limit_train_batches), ("val", trainer.limit_val_batches)):
+        batches = {split: len(self.datamodule.batches(split, *place)) for split in self.datamodule.datasets}
+        limits = {split: getattr(trainer, f"limit_{split}_batches") for split in batches}
+        if not self.options.test_after_fit:
+            limits.pop("test", None)
+        for split, limit in limits.items():
             if limit and not taken_batches(batches[split], limit):
                 raise UserError(
                     f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none."

@@ -97,12 +97,54 @@ def check_optimizer(path: Path, saved: str | None, wanted: str) -> None:
         )
 
 
-def check_device(device: torch.device) -> None:
+def check_averages(path: Path, saved: bool, wanted: bool) -> None:
+    """Refuse to continue a training of averaged weights without averaging: optimizer and weights would not fit.
+
+    Args:
+        path: The checkpoint, for the message.
+        saved: Whether its weights are averages.
+        wanted: Whether there is a callback to go on averaging.
+    """
+    if saved and not wanted:
+        raise UserError(
+            f"'{path}' holds averaged weights, and no callback goes on averaging: use the config.yaml of its run, or "
+            f"start anew from its weights: --run.warm_start {path}."
+        )
+
+
+def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to continue a training on other images, or within an epoch with other batches.
+
+    Args:
+        path: The checkpoint, for the message.
+        content: What it holds.
+        now: The data module's identity.
+    """
+    saved = {**now, **content.get("ImageDataModule", {}).get("identity", {})}
+    if saved["images"] != now["images"]:
+        raise UserError(
+            f"'{path}' was trained on other images, or on another split of them, so that what it saw may now validate: "
+            f"give the data, data.val_fraction and data.split_seed of its run, or start anew: --run.warm_start {path}."
+        )
+    loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    within = any(loader.get("served") for loader in loaders)
+    for name, means in (("batch_size", "data.batch_size"), ("processes", "as many devices")):
+        if within and saved[name] != now[name]:
+            raise UserError(
+                f"'{path}' was saved within an epoch, and the rest of its batches is not known with other ones: "
+                f"{name} was {saved[name]} and is {now[name]}. Finish the epoch with {means} as it was."
+            )
+
+
+def check_device(device: torch.device, sync_batchnorm: bool) -> None:
     """Refuse Apple's GPUs, which Lightning takes on its own: the augmentation needs float64, which they lack.
 
     Args:
         device: Where the network runs.
+        sync_batchnorm: Whether statistics are shared by all processes, which torch does on GPUs only.
     """
+    if device.type == "cpu" and sync_batchnorm:
+        raise UserError("trainer.sync_batchnorm is for GPUs: leave it out, or give --trainer.accelerator gpu.")
     if device.type == "mps":
         raise UserError("Apple's GPUs are not supported: add --trainer.accelerator cpu.")
 

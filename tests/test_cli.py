@@ -23,10 +23,13 @@ from support import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from src.callbacks.history import read_history
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import main
 from src.data.datamodule import ImageDataModule
+from src.errors import UserError
 from src.model.classifier import TransferClassifier
+from src.preflight import check_data
 from src.run_directory import RunOptions
 
 TRAIN, VAL, TEST, BATCH = 35, 15, 10, 12
@@ -349,6 +352,69 @@ def test_resuming_takes_the_optimizers_settings_from_the_configuration(borrowed:
     execute("fit", *sample(*more))
     groups = borrowed.checkpoint("last.ckpt")["optimizer_states"][0]["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
+
+
+def test_resuming_from_the_best_checkpoint_keeps_its_epochs_measures(tmp_path: Path) -> None:
+    """It was saved when its epoch had been trained and validated; nothing of that is done again."""
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.limit_train_batches", "1")
+    words += ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs"]
+    execute("fit", *words, "2")
+    path = tmp_path / "head" / "version_0" / "history.csv"
+    before = read_history(path)
+    execute("fit", *words, "3", "--ckpt_path", "best")
+    after = read_history(path)
+    assert [row["epoch"] for row in after] == [0, 1, 2]
+    assert after[:2] == before
+    assert "val/acc" in before[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--data.split_seed", "1"], "was trained on other images, or on another split"),
+        (["--data.source.size", "80"], "was trained on other images, or on another split"),
+    ],
+)
+def test_resuming_on_other_images_is_refused(
+    borrowed: Run, capsys: pytest.CaptureFixture[str], options: list[str], reason: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root)), *options)
+    assert stopped.value.code == 1
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("served", [0, 1])
+def test_batches_may_change_between_epochs_only(borrowed: Run, served: int) -> None:
+    path = borrowed.directory / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [{"served": served}]
+    for name in ("batch_size", "processes"):
+        now = {**content["ImageDataModule"]["identity"], name: 77}
+        if served:
+            with pytest.raises(UserError, match=f"within an epoch.*{name} was .* and is 77"):
+                check_data(path, content, now)
+        else:
+            check_data(path, content, now)
+
+
+def test_averaged_weights_are_not_continued_without_averaging(
+    borrowed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = borrowed.directory / "checkpoints" / "last.ckpt"
+    torch.save({**torch.load(path, weights_only=True), "averaging_state": {}}, path)
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root)))
+    assert stopped.value.code == 1
+    assert "holds averaged weights, and no callback goes on averaging" in capsys.readouterr().err
+
+
+def test_resuming_clears_what_a_kill_while_saving_left(borrowed: Run) -> None:
+    folder = borrowed.directory / "checkpoints"
+    for name in (".last.ckpt.abc", ".best.ckpt.xyz"):
+        (folder / name).touch()
+    execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root), "--run.test_after_fit", "false"))
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")

@@ -169,6 +169,8 @@ OPTIONS = {
     "--trainer.val_check_interval 2000": ["trainer.val_check_interval is 2000, but an epoch has", "0.5"],
     "--trainer.limit_train_batches 0.0001": ["trainer.limit_train_batches is 0.0001", "none"],
     "--trainer.limit_val_batches 0.0001": ["limit_val_batches"],
+    "--trainer.limit_test_batches 0.0001": ["limit_test_batches"],
+    "--trainer.sync_batchnorm true": ["trainer.sync_batchnorm is for GPUs"],
     "--model.optimizer.init_args.fused true --model.optimizer.init_args.foreach true": [
         "model.optimizer cannot be made: `fused` and `foreach` cannot be `True` together.",
     ],
@@ -261,7 +263,7 @@ def test_compile_for_a_gpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_processors_that_can_augment_are_taken(kind: str) -> None:
-    check_device(torch.device(kind))
+    check_device(torch.device(kind), sync_batchnorm=False)
 
 
 def test_apples_gpus_are_refused(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -27,6 +28,11 @@ class PolynomialAveraging(WeightAveraging):
             raise UserError(f"eta of PolynomialAveraging is {eta}: it must be 0 or more.")
         self.eta = eta
         super().__init__(multi_avg_fn=self._average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning asks for the module's device before it moves the module; the averages would stay on the CPU.
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
     @torch.no_grad()
     def _average(self, averages: list[Tensor], current: list[Tensor], averaged: Tensor) -> None:

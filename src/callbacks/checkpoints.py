@@ -32,6 +32,12 @@ class RunCheckpoint(ModelCheckpoint):
     Lightning compares the folders as text, and forgets it where they differ.
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            for unfinished in Path(str(self.dirpath)).glob(f".{self.filename}{self.FILE_EXTENSION}.*"):
+                unfinished.unlink(missing_ok=True)  # what a kill while saving left
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.optimizers:
             checkpoint["optimizer"] = type(trainer.optimizers[0]).__name__

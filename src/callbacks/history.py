@@ -36,6 +36,8 @@ class History(Checkpoint):
         self.announce = announce
         self.rows: list[Row] = []
         self.validated = False
+        self.trained = False
+        self.before: Row | None = None  # of the epoch within which this run goes on
         self.directory = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -45,6 +47,11 @@ class History(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = read_history(self.directory / CSV) if (self.directory / CSV).exists() else []
         self.rows = [row for row in done if row["epoch"] < trainer.current_epoch]
+        self.before = next((row for row in done if row["epoch"] == trainer.current_epoch), None)
+        self.trained = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        self.trained = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated = True
@@ -57,6 +64,8 @@ class History(Checkpoint):
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         row = {"epoch": float(trainer.current_epoch)}
         row |= {name: value for name, value in metrics.items() if not name.startswith(left_out)}
+        if not self.trained and self.before is not None:  # the best checkpoint is made when its epoch has been trained
+            row = self.before
         self.rows.append(row)
         write_history(self.rows, self.directory / CSV)
         if self.announce:

@@ -43,6 +43,8 @@ class Throughput(Callback):
         self.since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.images:
+            return  # a run continued from the end of an epoch
         _wait(pl_module)
         seconds = self.seconds + time.perf_counter() - self.since
         pl_module.log("images_per_second", self.images * trainer.world_size / seconds)

@@ -51,6 +51,10 @@ class ArrayDataset(Dataset):
             return Batch(features, self.labels[rows], rows, self.features.entry)
         return Batch(self.pixels[rows], self.labels[rows], rows)
 
+    def identity(self) -> tuple[Tensor, Tensor]:
+        """Give what differs where images were added, left out or split otherwise: their numbers and their labels."""
+        return self.chosen, self.labels[self.chosen.to(self.labels.device)]
+
     def name_of(self, index: int) -> str:
         """Name an image: its file, or its number where the source has no files."""
         return str(index) if self.names is None else self.names[index]
@@ -155,9 +159,14 @@ class ImageDataModule(LightningDataModule):
             self.statistics = torch.tensor(channel_statistics(train.pixels, chosen["train"]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Save what predictions depend on: class names, and mean and deviation per channel."""
+        """Save what predictions depend on, class names and mean and deviation per channel, and the identity."""
         mean, std = self.statistics.tolist()
-        return {"classes": list(self.classes), "mean": mean, "std": std}
+        return {"classes": list(self.classes), "mean": mean, "std": std, "identity": self.identity()}
+
+    def identity(self) -> dict[str, Any]:
+        """Tell what a training that goes on must find again: the images, and how they form batches."""
+        parts = [tensor for split in ("train", "val") for tensor in self.datasets[split].identity()]
+        return {"images": digest(parts), "batch_size": self.batch_size, "processes": self._place()[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if tuple(state_dict["classes"]) != tuple(self.classes):

@@ -242,8 +242,9 @@ class TransferClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A run stopped within an epoch must report that epoch's training metrics over all batches of all processes.
+        # The best is saved within validation, whose inference mode would leave states that no later step can add to.
         metrics = self.train_metrics
-        with metrics.sync_context():
+        with torch.inference_mode(False), metrics.sync_context():
             checkpoint["train_metrics"] = {name: getattr(metrics, name).clone() for name in metrics._defaults}
         checkpoint["frozen"] = {"depth": self.depth, "ranges": self.ranges and tuple(self.ranges)}
 

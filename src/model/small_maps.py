@@ -3,6 +3,8 @@
 On 2×2 maps a padded 3×3 convolution makes 36 products of a pixel with a kernel's tap, and 20 of them are with zeros; on
 4×4 maps 44 of 144. Here each tap is a matrix, multiplied with the pixels it meets and no others. Kernels are stored tap
 by tap, so that nothing is gathered: reading weights is what small batches spend their time on.
+
+In bfloat16 a pixel is rounded after each of its taps, up to nine times, where an ordinary convolution rounds once.
 """
 
 from __future__ import annotations

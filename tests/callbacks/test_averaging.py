@@ -59,3 +59,14 @@ def test_numbers_of_batches_are_not_averaged() -> None:
 def test_memory_cannot_be_longer_than_the_training() -> None:
     with pytest.raises(UserError, match="eta of PolynomialAveraging is -1"):
         PolynomialAveraging(-1)
+
+
+def test_averages_are_where_the_network_will_be() -> None:
+    """Lightning moves the network after a callback's setup."""
+    trainer, callback = Trainer(accelerator="cpu", logger=False), PolynomialAveraging()
+    root_device = torch.device("meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(trainer.strategy), "root_device", root_device)
+        callback.setup(trainer, Counting(), "fit")
+    assert callback._average_model is not None
+    assert callback._average_model.module.linear.weight.device == root_device

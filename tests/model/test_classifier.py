@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -381,6 +382,23 @@ def test_metrics_of_a_broken_epoch_go_on(
     assert logged["train/loss"] == pytest.approx(wanted["loss"], rel=1e-5)
     assert logged["train/acc"] == pytest.approx(wanted["acc"])
     assert resumed.train_metrics.seen == 0  # ready for the next epoch
+
+
+def test_metrics_go_on_after_several_processes_saved_within_validation(
+    model: TransferClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On GPUs Lightning validates in inference mode, and syncs of torchmetrics copy the states."""
+    logged, seen = fake(model, monkeypatch), batches((30, 7))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        model.training_step(seen[0])
+        with torch.inference_mode():
+            model.on_save_checkpoint({})
+        model.training_step(seen[1])
+    finally:
+        torch.distributed.destroy_process_group()
+    model.on_train_epoch_end()
+    assert logged["train/loss"] == pytest.approx(measured(seen)["loss"], rel=1e-5)
 
 
 def test_epoch_that_was_saved_at_its_end_can_be_measured(

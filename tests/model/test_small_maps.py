@@ -97,6 +97,19 @@ def test_autocast_computes_by_tap_in_its_own_precision(monkeypatch: pytest.Monke
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
 
 
+def test_bfloat16_errs_little_more_than_an_ordinary_convolution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(16, 64, 4, 4, generator=generator).bfloat16()
+    weight = torch.randn(64, 64, 3, 3, generator=generator).bfloat16()
+    bias = torch.zeros(64, dtype=torch.bfloat16)
+    exact = F.conv2d(maps.float(), weight.float(), padding=1)
+    errors = [
+        (convolution(maps, weight, bias).float() - exact).square().mean().sqrt().item()
+        for convolution in (convolve, lambda *parts: F.conv2d(*parts, padding=1))
+    ]
+    assert errors[0] < 3 * errors[1]
+
+
 def test_compilers_get_the_ordinary_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Tensor) -> Tensor:
         raise AssertionError
