@@ -9,7 +9,7 @@ ARGS ?=
 
 RUN := $(VENV)/bin/python -m
 CODE := $(wildcard src tests benchmarks)
-# A file of tests stays with one process, for tests share trainings; each process takes up to 2 GB of memory.
+# A file of tests stays with one process, for tests share trainings; a process took up to 2.7 GB of memory.
 PYTEST := $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
 # Written last, so that an interrupted install is not mistaken for a whole one.
 READY := $(VENV)/.ready

@@ -13,10 +13,11 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from src.callbacks.averaging import averages_weights
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
 from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
@@ -147,7 +148,7 @@ class ThawCLI(LightningCLI):
                         "give trainer.max_epochs instead, or start anew from its weights with --run.warm_start."
                     )
                 check_optimizer(self.checkpoint, content.get("optimizer"), type(self._make_optimizer()).__name__)
-                averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+                averages = averages_weights(self.trainer.callbacks)  # type: ignore[attr-defined]
                 check_averages(self.checkpoint, "averaging_state" in content, averages)
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
@@ -155,7 +156,7 @@ class ThawCLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
         if self.checkpoint is not None and self.subcommand == "fit":
-            check_data(self.checkpoint, content, self.datamodule.identity())
+            check_data(self.checkpoint, content, self.datamodule.identity(self.trainer.world_size))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer

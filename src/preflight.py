@@ -128,11 +128,11 @@ def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -
         )
     loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     within = any(loader.get("served") for loader in loaders)
-    for name, means in (("batch_size", "data.batch_size"), ("processes", "as many devices")):
+    for name, means in (("batch_size", "the same data.batch_size"), ("processes", "as many devices")):
         if within and saved[name] != now[name]:
             raise UserError(
                 f"'{path}' was saved within an epoch, and the rest of its batches is not known with other ones: "
-                f"{name} was {saved[name]} and is {now[name]}. Finish the epoch with {means} as it was."
+                f"{name} was {saved[name]} and is {now[name]}. Finish the epoch with {means}."
             )
 
 

@@ -27,9 +27,7 @@ from src.callbacks.history import read_history
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import main
 from src.data.datamodule import ImageDataModule
-from src.errors import UserError
 from src.model.classifier import TransferClassifier
-from src.preflight import check_data
 from src.run_directory import RunOptions
 
 TRAIN, VAL, TEST, BATCH = 35, 15, 10, 12
@@ -368,34 +366,39 @@ def test_resuming_from_the_best_checkpoint_keeps_its_epochs_measures(tmp_path: P
     assert "val/acc" in before[1]
 
 
+@pytest.mark.parametrize("option", ["--data.split_seed", "--data.source.size"])
+def test_resuming_on_other_images_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root)), option, "80")
+    assert stopped.value.code == 1
+    assert "was trained on other images, or on another split" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("changed", "refused"),
     [
-        (["--data.split_seed", "1"], "was trained on other images, or on another split"),
-        (["--data.source.size", "80"], "was trained on other images, or on another split"),
+        (["--data.batch_size", "7"], "batch_size was 12 and is 7. Finish the epoch with the same data.batch_size."),
+        (["--trainer.devices", "2"], "processes was 1 and is 2. Finish the epoch with as many devices."),
     ],
 )
-def test_resuming_on_other_images_is_refused(
-    borrowed: Run, capsys: pytest.CaptureFixture[str], options: list[str], reason: str
+def test_batches_of_an_epoch_that_was_begun_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: list[str], refused: str
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root)), *options)
-    assert stopped.value.code == 1
-    assert reason in capsys.readouterr().err
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--run.test_after_fit", "false")
+    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 1"
+    with pytest.raises(SystemExit):
+        execute("fit", *words, *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        execute("fit", *words, "--ckpt_path", "last", *changed)
+    assert refused in capsys.readouterr().err
+    execute("fit", *words, "--ckpt_path", "last")
 
 
-@pytest.mark.parametrize("served", [0, 1])
-def test_batches_may_change_between_epochs_only(borrowed: Run, served: int) -> None:
-    path = borrowed.directory / "checkpoints" / "last.ckpt"
-    content = torch.load(path, weights_only=True)
-    content["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [{"served": served}]
-    for name in ("batch_size", "processes"):
-        now = {**content["ImageDataModule"]["identity"], name: 77}
-        if served:
-            with pytest.raises(UserError, match=f"within an epoch.*{name} was .* and is 77"):
-                check_data(path, content, now)
-        else:
-            check_data(path, content, now)
+def test_batches_may_change_between_epochs(borrowed: Run) -> None:
+    more = ["--ckpt_path", "last", "--run.root", str(borrowed.root), "--run.test_after_fit", "false"]
+    execute("fit", *sample(*more, "--trainer.max_epochs", "2"), "--data.batch_size", "7")
+    assert len(borrowed.history) == 2
 
 
 def test_averaged_weights_are_not_continued_without_averaging(

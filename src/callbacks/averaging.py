@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from src.errors import UserError
+
+
+def averages_weights(callbacks: Iterable[Callback]) -> bool:
+    """Tell whether one of the callbacks averages the weights, this module's or Lightning's."""
+    return any(isinstance(callback, WeightAveraging) for callback in callbacks)
 
 
 class PolynomialAveraging(WeightAveraging):

@@ -6,9 +6,9 @@ import gc
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 
+from src.callbacks.averaging import averages_weights
 from src.callbacks.schedule import HEAD_NUMBER, Decay, Rates, parse_stages, trainable_layers
 from src.errors import UserError
 from src.model.classifier import HEAD, TransferClassifier
@@ -70,7 +70,7 @@ class StagedUnfreezing(Callback):
     def check_averaging(self, callbacks: list[Callback]) -> None:
         """Refuse to freeze layers again whose averaged weights would go on changing."""
         layers = list(self.stages.values())
-        if any(isinstance(callback, WeightAveraging) for callback in callbacks) and layers != sorted(layers):
+        if averages_weights(callbacks) and layers != sorted(layers):
             raise UserError(
                 "unfreezing.stages freezes layers again, and averages of their weights would go on: leave out the "
                 "callback that averages weights, or let the stages only thaw."

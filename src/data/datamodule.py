@@ -161,12 +161,16 @@ class ImageDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Save what predictions depend on, class names and mean and deviation per channel, and the identity."""
         mean, std = self.statistics.tolist()
-        return {"classes": list(self.classes), "mean": mean, "std": std, "identity": self.identity()}
+        return {"classes": list(self.classes), "mean": mean, "std": std, "identity": self.identity(self._place()[1])}
 
-    def identity(self) -> dict[str, Any]:
-        """Tell what a training that goes on must find again: the images, and how they form batches."""
+    def identity(self, processes: int) -> dict[str, Any]:
+        """Tell what a training that goes on must find again: the images, and how they form batches.
+
+        Args:
+            processes: How many share the images; before a training begins only its trainer knows.
+        """
         parts = [tensor for split in ("train", "val") for tensor in self.datasets[split].identity()]
-        return {"images": digest(parts), "batch_size": self.batch_size, "processes": self._place()[1]}
+        return {"images": digest(parts), "batch_size": self.batch_size, "processes": processes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if tuple(state_dict["classes"]) != tuple(self.classes):
