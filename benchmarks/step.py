@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.timing import interleave
-from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
+from src.process import prepare_process
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="bf16-mixed instead of single precision")
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
-    keep_freed_memory()
+    prepare_process()
     torch.manual_seed(0)
     model = TransferClassifier(weights=None)
     model.trainable_layers = options.layers

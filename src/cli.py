@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from src.callbacks.averaging import averages_weights
@@ -31,7 +32,6 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.sampling import taken_batches
 from src.errors import UserError
-from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
 from src.model.vgg import expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
@@ -47,6 +47,7 @@ from src.preflight import (
     make_folder,
     read_checkpoint,
 )
+from src.process import prepare_process
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -177,7 +178,7 @@ class ThawCLI(LightningCLI):
             raise UserError("trainer.logger cannot be set: every run has TensorBoard's files and history.csv.")
         if config.default_root_dir is not None:
             raise UserError("trainer.default_root_dir has no effect here: --run.root says where runs are kept.")
-        config.plugins = [*_listed(config.plugins), AtomicCheckpointIO()]
+        config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:
             config.logger = self._logger()
         self.trainer_defaults["callbacks"] = self._callbacks(config)
@@ -298,6 +299,14 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
+def _cluster() -> list[ClusterEnvironment]:
+    # On its own Lightning would save a checkpoint into this folder before Slurm's time limit and requeue the job; a
+    # training of any other recipe that is started here afterwards would continue from that checkpoint, unasked.
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
+
+
 def _check_order(args: Sequence[str]) -> None:
     command = next((word for word in args if word in COMMANDS), None)
     if command is not None and args[0] != command and args[0].startswith("-"):
@@ -317,7 +326,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
     """
     args = list(sys.argv[1:] if args is None else args)
-    keep_freed_memory()
+    prepare_process()
     for advice in _UNWANTED_ADVICE:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):

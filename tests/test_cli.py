@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -18,12 +19,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from PIL import Image
 from support import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from src.callbacks.history import read_history
+from src.callbacks.summary import Summary
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import main
 from src.data.datamodule import ImageDataModule
@@ -98,12 +102,13 @@ def second(run: Run) -> Run:
 
 
 @pytest.fixture
-def borrowed(second: Run, tmp_path: Path) -> Iterator[Run]:
-    """Lend the second run to a test that changes it."""
-    shutil.copytree(second.directory, tmp_path / "copy")
-    yield second
-    shutil.rmtree(second.directory)
-    shutil.copytree(tmp_path / "copy", second.directory)
+def borrowed(second: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Copy the second run for a test that changes it, and go there. TensorBoard may still write to the original."""
+    copy = Run(tmp_path / "runs" / "head" / "version_1", second.printed)
+    shutil.copytree(second.directory, copy.directory)
+    (copy.directory.parent / "version_0").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -439,6 +444,23 @@ def test_fast_dev_run_leaves_nothing(borrowed: Run, tmp_path: Path, monkeypatch:
     assert [path.name for path in folder.rglob("*")] == ["features", "mine"]
 
 
+def test_slurm_jobs_are_not_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Lightning would take SIGUSR1 and save a checkpoint from which a later run in this folder would continue."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"NTASKS": 1, "JOB_ID": 7, "JOB_NAME": "train", "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    seen: list[Any] = []
+
+    def look(self: Summary, trainer: Trainer, *_: Any) -> None:
+        seen.extend((trainer._accelerator_connector.cluster_environment, signal.getsignal(signal.SIGUSR1)))
+
+    monkeypatch.setattr(Summary, "on_train_start", look)
+    execute("fit", *sample("--trainer.fast_dev_run", "true"))
+    environment, handler = seen
+    assert isinstance(environment, SLURMEnvironment)
+    assert handler is signal.SIG_DFL
+
+
 def test_moved_run_remembers_its_best_checkpoint(run: Run, tmp_path: Path) -> None:
     """Else the first epoch after a move would overwrite the best checkpoint, however bad it is."""
     moved = Run(tmp_path / "elsewhere" / "version_7", "")
@@ -526,9 +548,9 @@ def test_help_lists_the_commands(help_text: Help) -> None:
         assert re.search(rf"^ +{command} +\w+ \w+", printed, re.MULTILINE)
 
 
-def test_every_command_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_prepares_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
-    monkeypatch.setattr("src.cli.keep_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr("src.cli.prepare_process", lambda: calls.append(True))
     with pytest.raises(SystemExit):
         main([])
     assert calls == [True]

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from benchmarks.contestants import material
 from benchmarks.contestants.signals import Gate
 from src.data.datamodule import ArrayDataset, ImageDataModule
-from src.memory import keep_freed_memory
 from src.model.classifier import TransferClassifier
 from src.model.lean_step import skip_capture_check
 from src.model.memory_order import step_in_memory_order
+from src.process import prepare_process
 
 
 def main() -> None:
     """Train for as long as the gate opens."""
-    keep_freed_memory()
+    prepare_process()
     job, views = sys.argv[1:3]
     data, model, gate = material.data(), material.model(job), Gate()
     augment = data.augmentation

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from src.batch import Batch
 from src.files import replacing
@@ -47,7 +48,8 @@ def show(trainer: Trainer, tag: str, figure: Figure, path: Path) -> None:
     write_png(figure, path)
     logger: Any = trainer.logger
     if logger is not None:
-        logger.experiment.add_figure(tag, figure, trainer.current_epoch, close=False)
+        with Image.open(path) as image:  # as it was drawn: drawing once more takes longer
+            logger.experiment.add_image(tag, np.asarray(image.convert("RGB")), trainer.current_epoch, dataformats="HWC")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -102,15 +104,20 @@ def confusion_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str]) ->
 def grid_figure(
     pixels: np.ndarray, titles: Sequence[str], heading: str, colours: Sequence[str] | None = None
 ) -> Figure:
-    """Draw images, (N, H, W, 3) from 0 to 255, eight in a row, each with its title in its colour."""
+    """Draw square images, (N, H, W, 3) from 0 to 255, eight in a row, each with its title in its colour."""
     rows = -(-len(pixels) // 8)
-    figure = new_figure(10, 1.45 * rows + 0.5)
-    figure.suptitle(heading)
-    grid = np.asarray(figure.subplots(rows, 8, squeeze=False)).ravel()
-    for axes in grid:
-        axes.axis("off")
+    width, height, top = 1.25, 1.45, 0.35  # inches: of an image with its title and margin, and of the heading
+    figure = new_figure(8 * width, rows * height + top)
+    # All in one plot, measured in inches from its upper left corner: a plot for each image takes seconds to lay out.
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.text(4 * width, top / 2, heading, ha="center", va="center", fontsize=12)
     colours = colours or ["black"] * len(titles)
-    for axes, image, title, colour in zip(grid, pixels, titles, colours, strict=False):
-        axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
-        axes.set_title(title, fontsize=7, color=colour)
+    for number, (image, title, colour) in enumerate(zip(pixels, titles, colours, strict=True)):
+        row, column = divmod(number, 8)
+        left, below = column * width + 0.05, top + (row + 1) * height - 0.05
+        axes.text(left + 0.575, below - 1.27, title, ha="center", va="center", fontsize=7, color=colour)
+        axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(left, left + 1.15, below, below - 1.15))
+    axes.set(xlim=(0, 8 * width), ylim=(rows * height + top, 0), aspect="auto")
     return figure

@@ -1,15 +1,15 @@
-"""Freed memory is kept for the next step."""
+"""Freed memory is kept for the next step, and numbers that are too small count as zero."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
 
 LARGE, COUNT = 20_000_000, 8
 ALLOCATE = f"""
 import ctypes, json, sys
-from src.memory import keep_freed_memory
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks mapped hblkhd a b c d e".split()]
@@ -18,12 +18,14 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Info
 libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
 if "keep" in sys.argv:
+    from src.process import keep_freed_memory
     assert keep_freed_memory()
+before = libc.mallinfo2()
 blocks = [libc.malloc({LARGE}) for _ in range({COUNT})]
-mapped = libc.mallinfo2().mapped
+mapped = libc.mallinfo2().mapped - before.mapped
 for block in blocks:
     libc.free(block)
-print(json.dumps([mapped, libc.mallinfo2().arena]))
+print(json.dumps([mapped, libc.mallinfo2().arena - before.arena]))
 """
 
 
@@ -36,4 +38,27 @@ def test_large_blocks_come_from_memory_that_is_kept_when_they_are_freed() -> Non
     assert as_it_comes[0] >= COUNT  # each is mapped by itself, and unmapped when it is freed
     assert as_it_comes[1] < LARGE
     assert kept[0] < COUNT
-    assert kept[1] > COUNT * LARGE
+    assert kept[1] > (COUNT - 1) * LARGE
+
+
+COMPUTE = """
+import sys
+import torch
+from src.process import flush_denormals
+
+torch.set_num_threads(2)
+if "flush" in sys.argv:
+    assert flush_denormals()
+smallest = torch.ones(1_000_000, dtype=torch.int32).view(torch.float32)
+print(int((smallest * 1).view(torch.int32).count_nonzero()))
+"""
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
+def test_denormals_become_zero_in_all_threads() -> None:
+    as_it_comes, flushed = (
+        int(subprocess.run([sys.executable, "-c", COMPUTE, *words], check=True, capture_output=True).stdout)
+        for words in ([], ["flush"])
+    )
+    assert as_it_comes == 1_000_000
+    assert flushed == 0
