@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,13 @@ def any_has(layer: torch.nn.Module, test: Callable[[torch.nn.Parameter], Any]) -
     return any(test(parameter) for parameter in layer.parameters())
 
 
-def hash_of(state: dict[str, torch.Tensor]) -> int:
-    """Reduce all floating-point tensors to one number that changes with any bit of them."""
-    total = 0
+def hash_of(state: dict[str, torch.Tensor]) -> str:
+    """Give a digest of all floating-point tensors, which changes with any bit of them."""
+    digest = blake2b()
     for tensor in state.values():
-        if tensor.dtype == torch.float32:
-            words = tensor.detach().cpu().contiguous().view(torch.int32).flatten().long()
-            places = torch.arange(1, len(words) + 1)
-            total = (total * 31 + int((words * places).sum())) % 2**61
-    return total
+        if tensor.is_floating_point():
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def run(*words: str, check: bool = True, threads: int | None = None) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,8 @@ from support import REPOSITORY, needs_int8
 
 from src.cli import main
 
+pytestmark = pytest.mark.slow  # three stages each; test_configs.py takes a step with those that recipes use
+
 STAGES = {0: 0, 1: 4, 2: 18}
 
 
@@ -37,12 +39,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(["--model.optimizer=AdamW", "--model.optimizer.weight_decay=0.5"], marks=pytest.mark.slow),
-        pytest.param(["--model.optimizer=SGD", "--model.optimizer.momentum=0.9"], marks=pytest.mark.slow),
-        pytest.param(["--model.optimizer=src.model.muon.Muon"], marks=pytest.mark.slow),
+        ["--model.optimizer=AdamW", "--model.optimizer.weight_decay=0.5"],
+        ["--model.optimizer=SGD", "--model.optimizer.momentum=0.9"],
+        ["--model.optimizer=src.model.muon.Muon"],
         ["--trainer.accumulate_grad_batches=2"],
-        pytest.param(["--trainer.gradient_clip_val=0.01"], marks=pytest.mark.slow),
-        pytest.param(["--model.label_smoothing=0.1"], marks=pytest.mark.slow),
+        ["--trainer.gradient_clip_val=0.01"],
+        ["--model.label_smoothing=0.1"],
         ["--data.cutmix=0.5"],
     ],
     ids=lambda words: words[0].removeprefix("--"),
@@ -85,7 +87,6 @@ def test_average_of_weights_is_what_is_evaluated_and_saved(
 
 
 @needs_int8
-@pytest.mark.slow
 def test_eight_bits_go_with_averaged_weights_and_test_time_views(tmp_path: Path) -> None:
     more = ["--model.frozen_precision=int8", "--model.test_time_augmentation=flip_shift", "--run.test_after_fit=true"]
     more += ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.9"]

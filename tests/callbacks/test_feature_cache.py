@@ -52,7 +52,7 @@ def losses(run_directory: Path) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(lines) for name in ("train/loss", "val/loss")]
 
 
-@pytest.mark.parametrize("precision", ["same", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize("precision", ["same", pytest.param("int8", marks=[needs_int8, pytest.mark.slow])])
 def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[int], precision: str) -> None:
     fit(tmp_path, "2", 4, None, f"--model.frozen_precision={precision}")
     assert sum(passed) == 2 * TRAIN + VAL
@@ -124,6 +124,7 @@ def test_kept_folder_serves_the_same_precision_only(tmp_path: Path, passed: list
     assert sum(passed) == TRAIN + VAL
 
 
+@pytest.mark.slow
 @needs_int8
 def test_kept_folder_serves_the_same_eight_bits(tmp_path: Path, passed: list[int]) -> None:
     kept = ["--feature_cache.place=disk", f"--feature_cache.folder={tmp_path / 'kept'}"]
