@@ -57,7 +57,7 @@ _UNWANTED_ADVICE = (
     "does not have many workers",  # images are in memory, indexed by the batch: workers would only copy them
     "smaller than the logging interval",  # curves are drawn by the epoch
     "exists and is not empty",  # a resumed run stays in its directory
-    "smallest subnormal",  # is zero on purpose; numpy before 2.4 wonders
+    "smallest subnormal",  # is zero on purpose; numpy 2.0 wonders
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
 )
 

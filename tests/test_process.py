@@ -17,9 +17,9 @@ class Info(ctypes.Structure):
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Info
 libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-if "keep" in sys.argv:
-    from src.process import keep_freed_memory
-    assert keep_freed_memory()
+if "prepared" in sys.argv:
+    from src.process import prepare_process
+    prepare_process()
 before = libc.mallinfo2()
 blocks = [libc.malloc({LARGE}) for _ in range({COUNT})]
 mapped = libc.mallinfo2().mapped - before.mapped
@@ -33,7 +33,7 @@ print(json.dumps([mapped, libc.mallinfo2().arena - before.arena]))
 def test_large_blocks_come_from_memory_that_is_kept_when_they_are_freed() -> None:
     as_it_comes, kept = (
         json.loads(subprocess.run([sys.executable, "-c", ALLOCATE, *words], check=True, capture_output=True).stdout)
-        for words in ([], ["keep"])
+        for words in ([], ["prepared"])
     )
     assert as_it_comes[0] >= COUNT  # each is mapped by itself, and unmapped when it is freed
     assert as_it_comes[1] < LARGE
@@ -44,11 +44,11 @@ def test_large_blocks_come_from_memory_that_is_kept_when_they_are_freed() -> Non
 COMPUTE = """
 import sys
 import torch
-from src.process import flush_denormals
+from src.process import prepare_process
 
 torch.set_num_threads(2)
-if "flush" in sys.argv:
-    assert flush_denormals()
+if "prepared" in sys.argv:
+    prepare_process()
 smallest = torch.ones(1_000_000, dtype=torch.int32).view(torch.float32)
 print(int((smallest * 1).view(torch.int32).count_nonzero()))
 """
@@ -58,7 +58,7 @@ print(int((smallest * 1).view(torch.int32).count_nonzero()))
 def test_denormals_become_zero_in_all_threads() -> None:
     as_it_comes, flushed = (
         int(subprocess.run([sys.executable, "-c", COMPUTE, *words], check=True, capture_output=True).stdout)
-        for words in ([], ["flush"])
+        for words in ([], ["prepared"])
     )
     assert as_it_comes == 1_000_000
     assert flushed == 0
