@@ -40,12 +40,15 @@ class PolynomialAveraging(WeightAveraging):
         # Lightning asks for the module's device before it moves the module; the averages would stay on the CPU.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # whoever asks a GPU for the number of steps waits for all of them
+            self._average_model.n_averaged = torch.tensor(0)
 
     @torch.no_grad()
-    def _average(self, averages: list[Tensor], current: list[Tensor], averaged: Tensor) -> None:
-        """Take in one more step, after so many."""
+    def _average(self, averages: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        """Take in one more step; torch tells on the device how many there were."""
         if not averages[0].is_floating_point():  # BatchNorm's number of steps
             torch._foreach_copy_(averages, current)
             return
-        weight = (self.eta + 1) / (float(averaged) + 1 + self.eta)
+        assert self._average_model is not None
+        weight = (self.eta + 1) / (self._average_model.n_averaged.item() + 1 + self.eta)
         torch._foreach_lerp_(averages, current, weight)

@@ -140,6 +140,10 @@ class FrozenFeatureCache(Callback):
         if split in self.stores:
             self.stores[split].put(batch.indices, features)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        if "val" in self.stores:
+            self.stores["val"].view = 0  # what has been put there is known from now on
+
     def on_fit_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         if self.views is None:
             return

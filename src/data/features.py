@@ -50,15 +50,15 @@ class FeatureStore:
         origin: dict[str, Any] | None = None,
     ) -> None:
         self.entry = entry
-        self.view = 0
         self.rows = torch.full((images,), -1)
         self.rows[own] = torch.arange(len(own))
+        self.rows_there = self.rows.to(_CPU if folder else device)
         self.values: list[Tensor] = []
         self.filled: list[Tensor] = []
         for view in range(views):
             if folder is None:
                 self.values.append(torch.empty(len(own), *shape, dtype=dtype, device=device))
-                self.filled.append(torch.zeros(len(own), dtype=torch.bool))
+                self.filled.append(torch.zeros(len(own), dtype=torch.bool, device=device))
                 continue
             path, size = folder / f"view-{view}", len(own) * math.prod(shape)
             whole = {**(origin or {}), "rows": digest([own]), "shape": list(shape), "dtype": str(dtype)}
@@ -66,6 +66,21 @@ class FeatureStore:
             values = torch.from_file(str(path / VALUES), shared=True, size=size, dtype=dtype)
             self.values.append(values.view(len(own), *shape))
             self.filled.append(torch.from_file(str(path / FILLED), shared=True, size=len(own), dtype=torch.bool))
+        self.view = 0
+
+    @property
+    def view(self) -> int:
+        """Number of the view that comes and goes.
+
+        To set it, to the same one too, asks the device what is there by now; until then `get` knows of what was put
+        only where features are kept on the CPU. So no step waits for the device.
+        """
+        return self._view
+
+    @view.setter
+    def view(self, view: int) -> None:
+        self._view = view
+        self._known = self.filled[view].cpu() if self.keeps_view else None
 
     @property
     def keeps_view(self) -> bool:
@@ -77,10 +92,10 @@ class FeatureStore:
 
         `indices`, (N,), are on the CPU, so that a look at what is there keeps no other device waiting.
         """
-        if not self.keeps_view:
+        if self._known is None:
             return None
         rows = self.rows[indices]
-        if not self.filled[self.view][rows].all():
+        if not self._known[rows].all():
             return None
         values = self.values[self.view]
         return values.index_select(0, rows.to(values.device, non_blocking=True))
@@ -88,9 +103,10 @@ class FeatureStore:
     def put(self, indices: Tensor, features: Tensor) -> None:
         """Keep the current view's features of these images, if that view is kept at all."""
         if self.keeps_view:
-            rows, values = self.rows[indices.cpu()], self.values[self.view]
-            assert rows.min() >= 0, "an image of another process"
-            values[rows.to(values.device)] = features.detach().to(values.device)
+            values = self.values[self.view]
+            rows = self.rows_there[indices.to(values.device)]
+            assert values.device != _CPU or rows.min() >= 0, "an image of another process"
+            values[rows] = features.detach().to(values.device)
             self.filled[self.view][rows] = True  # only now, so that a killed process leaves no hole marked full
 
 

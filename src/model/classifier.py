@@ -90,6 +90,7 @@ class TransferClassifier(LightningModule):
         self.train_metrics = LossAndAccuracy()
         self.val_metrics = _metrics(num_classes)
         self.test_metrics = _metrics(num_classes)
+        self._guesses: list[Tensor] = []  # classes guessed and right, each (2, N), since the last count
         self.test_time_augmentation = test_time_augmentation
         self.averaged_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
@@ -206,6 +207,7 @@ class TransferClassifier(LightningModule):
         self._evaluate(batch, self.val_metrics, "val")
 
     def on_validation_epoch_end(self) -> None:
+        self._count_guesses(self.val_metrics)
         self._log_epoch("val", self.val_metrics)
 
     def test_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -218,6 +220,7 @@ class TransferClassifier(LightningModule):
         return found
 
     def on_test_epoch_end(self) -> None:
+        self._count_guesses(self.test_metrics)
         self._log_epoch("test", self.test_metrics)
         if self.test_time_augmentation is not None:
             self.log("test/acc_tta", self.averaged_accuracy.compute())
@@ -233,8 +236,14 @@ class TransferClassifier(LightningModule):
         logits = self._logits(batch, split)
         if len(batch.labels):  # a process may run out of images before the others do
             metrics["loss_and_accuracy"].update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
-            metrics["f1"].update(logits.argmax(dim=1), batch.labels)
+            self._guesses.append(torch.stack((logits.argmax(dim=1), batch.labels)))
         return logits.float().softmax(dim=1)
+
+    def _count_guesses(self, metrics: MetricCollection) -> None:
+        """Update F1 once an epoch: to count, a GPU must know its largest number, and each batch would wait for it."""
+        if self._guesses:
+            metrics["f1"].update(*torch.cat(self._guesses, dim=1))
+            self._guesses.clear()
 
     def _log_epoch(self, stage: str, metrics: Metric | MetricCollection) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})

@@ -62,7 +62,7 @@ def test_memory_cannot_be_longer_than_the_training() -> None:
 
 
 def test_averages_are_where_the_network_will_be() -> None:
-    """Lightning moves the network after a callback's setup."""
+    """Lightning moves the network after a callback's setup; and nothing keeps this processor waiting for the device."""
     trainer, callback = Trainer(accelerator="cpu", logger=False), PolynomialAveraging()
     root_device = torch.device("meta")
     with pytest.MonkeyPatch.context() as patch:
@@ -70,3 +70,5 @@ def test_averages_are_where_the_network_will_be() -> None:
         callback.setup(trainer, Counting(), "fit")
     assert callback._average_model is not None
     assert callback._average_model.module.linear.weight.device == root_device
+    for _ in range(2):  # the first only copies; whoever asks this device for a number fails
+        callback._average_model.update_parameters(Counting().to(root_device))

@@ -58,6 +58,15 @@ def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[in
     assert sum(passed) == 2 * TRAIN + VAL
 
 
+def test_cache_learns_in_time_what_a_device_holds(
+    tmp_path: Path, passed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where features are kept elsewhere, what is known of them is a copy."""
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor.clone())
+    fit(tmp_path, "1", 3)
+    assert sum(passed) == TRAIN + VAL
+
+
 @pytest.mark.slow
 def test_without_views_every_epoch_passes_them(tmp_path: Path, passed: list[int]) -> None:
     fit(tmp_path, "null", 2)
