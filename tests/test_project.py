@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -104,3 +105,8 @@ def test_files_name_no_private_path_and_no_package_index() -> None:
 def test_license_is_mit() -> None:
     assert PROJECT["license"] == "MIT"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 thaw contributors\n")
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="needs processes of tests beside each other")
+def test_processes_of_tests_leave_each_other_a_core() -> None:
+    assert torch.get_num_threads() == 1
