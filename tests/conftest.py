@@ -15,8 +15,8 @@ for name in ("THAW_DATA", "TORCH_HOME"):
 for name in ("http_proxy", "https_proxy"):
     os.environ[name] = "http://127.0.0.1:9"  # nobody listens there: what needs the network fails at once
 os.environ["no_proxy"] = "127.0.0.1,localhost"
-# Small networks: more threads only get in each other's way, and so do those of several processes of tests. These inherit
-# what the process that started them has set below.
+# Small networks: more threads only get in each other's way, and so do those of several processes of tests. These would
+# inherit what the process that started them has set below.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")

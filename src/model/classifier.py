@@ -240,7 +240,7 @@ class TransferClassifier(LightningModule):
         return logits.float().softmax(dim=1)
 
     def _count_guesses(self, metrics: MetricCollection) -> None:
-        """Update F1 once an epoch: to count, a GPU must know its largest number, and each batch would wait for it."""
+        """Update F1 once an epoch: torchmetrics asks for the largest class, and on a GPU batches would wait for it."""
         if self._guesses:
             metrics["f1"].update(*torch.cat(self._guesses, dim=1))
             self._guesses.clear()
