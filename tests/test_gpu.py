@@ -1,7 +1,7 @@
 """The path of a GPU, checked without one: torch's meta device has shapes and types, but no numbers.
 
 So whatever asks for a number fails here, and on a GPU would keep the processor waiting until all before it is computed;
-and so does what mixes devices.
+and so do most operations that mix devices. Lightning's loop, autocast and compiled code are not covered.
 """
 
 from __future__ import annotations

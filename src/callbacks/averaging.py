@@ -40,8 +40,9 @@ class PolynomialAveraging(WeightAveraging):
         # Lightning asks for the module's device before it moves the module; the averages would stay on the CPU.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:  # whoever asks a GPU for the number of steps waits for all of them
-            self._average_model.n_averaged = torch.tensor(0)
+        if stage == "fit":
+            assert self._average_model is not None
+            self._average_model.n_averaged = torch.tensor(0)  # not on a GPU, which would be waited for at every step
 
     @torch.no_grad()
     def _average(self, averages: list[Tensor], current: list[Tensor], _: Tensor) -> None:

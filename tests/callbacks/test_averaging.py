@@ -56,6 +56,16 @@ def test_numbers_of_batches_are_not_averaged() -> None:
     assert average(7).module.norm.num_batches_tracked == STEPS
 
 
+def test_other_stages_leave_the_number_of_steps_alone() -> None:
+    model, callback = Counting(), PolynomialAveraging()
+    trainer = Trainer(accelerator="cpu", logger=False)
+    callback.setup(trainer, model, "fit")
+    assert callback._average_model is not None
+    callback._average_model.update_parameters(model)
+    callback.setup(trainer, model, "test")
+    assert callback._average_model.n_averaged == 1
+
+
 def test_memory_cannot_be_longer_than_the_training() -> None:
     with pytest.raises(UserError, match="eta of PolynomialAveraging is -1"):
         PolynomialAveraging(-1)
