@@ -201,7 +201,8 @@ def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
     for contestant in racers.values():
         lines.append(
             f"| {contestant.name} | {contestant.spread('train')} | {contestant.spread('val')} "
-            f"| {statistics.median(contestant.rest):.2f} s | {contestant.ready:.1f} s | {contestant.peak_mib:,.0f} MiB |"
+            f"| {statistics.median(contestant.rest):.2f} s | {contestant.ready:.1f} s "
+            f"| {contestant.peak_mib:,.0f} MiB |"
         )
     sums = thirty_epochs(racers, views)
     others = (STOCK, STOCK_HALF, KERAS)
