@@ -68,11 +68,8 @@ def mirrored_colours(folder: Path) -> list[str]:
         backbone.load("IMAGENET1K_FEATURES")
         weights = backbone.state_dict()
         weights["block1_conv1.weight"] = weights["block1_conv1.weight"].flip(1)
-        tensors = iter(weights.values())
-        places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of convolutions in torchvision's numbering
-        names = [f"features.{place}.{part}" for place in places for part in ("weight", "bias")]
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(dict(zip(names, tensors, strict=True)), path)
+        torch.save(weights, path)
     return [f"--model.weights={path}", "--model.weights_input=IMAGENET1K_FEATURES"]
 
 

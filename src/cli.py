@@ -54,7 +54,6 @@ COMMANDS = ("fit", "validate", "test", "predict")
 USAGE = "python -m src.cli fit --config configs/last4.yaml"
 
 _UNWANTED_ADVICE = (
-    "does not have many workers",  # images are in memory, indexed by the batch: workers would only copy them
     "smaller than the logging interval",  # curves are drawn by the epoch
     "exists and is not empty",  # a resumed run stays in its directory
     "smallest subnormal",  # is zero on purpose; numpy 2.0 wonders

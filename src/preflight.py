@@ -1,4 +1,4 @@
-"""Look at the user's files before a run begins, so that a mistake costs seconds and leaves nothing behind."""
+"""Look at files, machine and settings before a run begins: a mistake then costs seconds and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -137,7 +137,9 @@ def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def check_device(device: torch.device, sync_batchnorm: bool) -> None:
-    """Refuse Apple's GPUs, which Lightning takes on its own: the augmentation needs float64, which they lack.
+    """Refuse what the device cannot do.
+
+    Lightning takes Apple's GPUs on its own, and the augmentation needs float64, which they lack.
 
     Args:
         device: Where the network runs.

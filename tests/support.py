@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.parallel import DistributedDataParallel
 
 from src.model.int8 import supported
 
@@ -62,12 +63,19 @@ class Witness(Callback):
             "with_state": [
                 name for name, layer in _layers(pl_module) if any_has(layer, trainer.optimizers[0].state.get)
             ],
-            "communicated": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "communicated": _communicated(trainer.strategy.model),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"epoch{trainer.current_epoch}-rank{trainer.global_rank}.json"
         (self.folder / name).write_text(json.dumps(seen))
         self.images, self.entries = [], []
+
+
+def _communicated(network: torch.nn.Module | None) -> int:
+    """Count the gradients that DDP averages: those of the parameters which trained when it was made."""
+    if not isinstance(network, DistributedDataParallel):
+        return 0
+    return network._get_ddp_logging_data()["total_parameter_size_bytes"] // 4
 
 
 def _layers(model: LightningModule) -> list[tuple[str, torch.nn.Module]]:

@@ -26,6 +26,7 @@ from support import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.history import read_history
 from src.callbacks.summary import Summary
 from src.callbacks.unfreezing import StagedUnfreezing
@@ -534,6 +535,7 @@ def test_help_explains_every_option_of_ours(help_text: Help) -> None:
         "model": parameters(TransferClassifier, {"num_classes", "image_size"}),
         "data": parameters(ImageDataModule, {"seed", "weights_input"}),
         "unfreezing": parameters(StagedUnfreezing, set()),
+        "feature_cache": parameters(FrozenFeatureCache, set()),
         "run": parameters(RunOptions, set()),
     }
     for room, names in ours.items():

@@ -164,6 +164,11 @@ OPTIONS = {
         "unfreezing.stages freezes layers again",
         "averages",
     ],
+    "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging "
+    "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging": [
+        "PolynomialAveraging and EMAWeightAveraging would both average the weights",
+        "--trainer.callbacks",
+    ],
     "--trainer.logger false": ["trainer.logger cannot be set"],
     "--trainer.default_root_dir FILES": ["trainer.default_root_dir has no effect", "--run.root"],
     "--trainer.val_check_interval 2000": ["trainer.val_check_interval is 2000, but an epoch has", "0.5"],

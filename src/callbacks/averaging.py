@@ -20,8 +20,8 @@ def averages_weights(callbacks: Iterable[Callback]) -> bool:
 class PolynomialAveraging(WeightAveraging):
     """Validate, test and keep an average of the weights, in which recent steps weigh most.
 
-    The weights after step t count in proportion to t to the power of eta, so that they are t / (eta + 2) steps old on
-    average. An exponential moving average has a memory of so many steps instead: one that suits seven thousand steps
+    The weights after step s count in proportion to s to the power of eta: after t steps the average is t / (eta + 2)
+    steps old. An exponential moving average has a memory of so many steps instead: one that suits seven thousand steps
     still holds the random head after the few hundred of a small data set. Statistics of BatchNorm are averaged too.
 
     Source: O. Shamir and T. Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", 2013.

@@ -68,9 +68,15 @@ class StagedUnfreezing(Callback):
             raise UserError(f"unfreezing.decay {self.decay} needs an end: set trainer.max_epochs.")
 
     def check_averaging(self, callbacks: list[Callback]) -> None:
-        """Refuse to freeze layers again whose averaged weights would go on changing."""
+        """Refuse two averages at once, and to freeze layers again whose averaged weights would go on changing."""
+        averaging = [type(callback).__name__ for callback in callbacks if averages_weights([callback])]
+        if len(averaging) > 1:
+            raise UserError(
+                f"{' and '.join(averaging)} would both average the weights: give one of them with --trainer.callbacks, "
+                "which replaces the configuration's, instead of --trainer.callbacks+."
+            )
         layers = list(self.stages.values())
-        if averages_weights(callbacks) and layers != sorted(layers):
+        if averaging and layers != sorted(layers):
             raise UserError(
                 "unfreezing.stages freezes layers again, and averages of their weights would go on: leave out the "
                 "callback that averages weights, or let the stages only thaw."

@@ -1,4 +1,4 @@
-"""Which images form which batch in which process: batch samplers for a `DataLoader`.
+"""Which images form which batch in which process.
 
 They place images on processes themselves: Lightning needs `use_distributed_sampler: false`.
 """
@@ -80,8 +80,6 @@ class TrainBatches(Sampler[np.ndarray]):
         return whole + (rest // self.world_size >= _MIN_TRAIN_BATCH)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        # A generator, because a DataLoader with workers makes two iterators and draws from the second only:
-        # what is to be skipped must not be spent before the first batch.
         first, self.skipping = self.skipping, 0
         order = _shuffled(self._n, self._seed, self.epoch)
         if self.stay:

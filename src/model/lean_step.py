@@ -1,4 +1,4 @@
-"""Optimizer steps without what does not update anything.
+"""Faster optimizer steps: few groups, none that is frozen, and no repeated search for a GPU.
 
 A group of parameters a layer lets every layer have its rate. torch's optimizers work through the groups one by one,
 frozen ones too, and each costs Python and kernel launches.

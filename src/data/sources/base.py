@@ -53,7 +53,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self) -> dict[str, Images]:
-        """Return the splits "train", "test" and, where the source has its own, "val".
+        """Return the splits "train" and, where the source has them, "val" and "test".
 
         Raises:
             UserError: What `prepare` left has been changed or removed.

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 
 import numpy as np
 from filelock import FileLock
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from src.data.sources.base import Images, Source
 from src.errors import UserError
+from src.files import replacing
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -188,15 +189,8 @@ def _digest(root: Path) -> str:
 
 
 def _save(array: np.ndarray, path: Path) -> None:
-    """Write a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
-        written = Path(scratch, path.name)
-        with written.open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(written, path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def _decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray, list[int]]:
