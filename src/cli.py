@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -95,6 +96,12 @@ class ThawCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(allow_abbrev=False, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for option, text in {**_NOT_OFFERED, "ckpt_path": _CKPT_PATH}.items():
+            next(action for action in parser._actions if action.dest == option).help = text
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
@@ -291,6 +298,8 @@ class ThawCLI(LightningCLI):
         print("  " + ", ".join(files), flush=True)
 
 
+_NOT_OFFERED = dict.fromkeys(("trainer.logger", "trainer.default_root_dir", "trainer.overfit_batches"), SUPPRESS)
+_CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _SHOWN = (".png", ".csv", ".json", ".yaml")
 
