@@ -10,8 +10,9 @@ import csv
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +41,7 @@ COLUMNS = (
 class Run:
     """What a run directory tells of its run."""
 
+    folder: Path
     name: str
     config: dict[str, Any]
     history: list[Row]
@@ -50,16 +52,19 @@ class Run:
     def recipe(self) -> str:
         """Everything that was configured, except for the seed and for where the run is kept, as text."""
         apart = ("seed_everything", "run", "ckpt_path")
-        return json.dumps({key: value for key, value in self.config.items() if key not in apart}, sort_keys=True)
+        told = {key: value for key, value in self.config.items() if key not in apart}
+        return json.dumps(told | {"warm_start": self.config["run"].get("warm_start")}, sort_keys=True)
 
     @property
     def minutes(self) -> list[float]:
         """Minutes of training up to the end of each epoch, validation not counted."""
-        return [seconds / 60 for seconds in accumulate(row["train_seconds"] for row in self.history)]
+        # An epoch has none if the run was continued at its end, from a checkpoint outside of its own folder.
+        return [seconds / 60 for seconds in accumulate(row.get("train_seconds", 0.0) for row in self.history)]
 
     def figures(self) -> dict[str, float]:
         """Give the figures of the table that can be averaged, as far as this run has them."""
         validated = [row["val/acc"] for row in self.history if "val/acc" in row]
+        rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
         found = {
             "trainable parameters": self.history[-1]["trainable_parameters"],
             "epochs": float(len(self.history)),
@@ -69,7 +74,7 @@ class Run:
             "macro F1": self.report.get("macro_f1"),
             "calibration error": self.report.get("calibration_error"),
             "training minutes": self.minutes[-1],
-            "images/s": statistics.median(row["images_per_second"] for row in self.history),
+            "images/s": statistics.median(rates) if rates else None,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -88,7 +93,7 @@ def read_run(path: Path) -> Run:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
         report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
-        run = Run(f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
+        run = Run(folder, f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
         table([[run]])  # now, while it is known which run it is about
     except OSError as error:
         raise UserError(f"the run '{folder}' cannot be read: {error}.") from error
@@ -103,6 +108,13 @@ def recipes(runs: Iterable[Run]) -> list[list[Run]]:
     for run in runs:
         groups.setdefault(run.recipe, []).append(run)
     return list(groups.values())
+
+
+def distinct(runs: Iterable[Run]) -> list[Run]:
+    """Leave out runs that were given twice, and name by their whole path those whose names are alike."""
+    found = list({run.folder.resolve(): run for run in runs}.values())
+    names = Counter(run.name for run in found)
+    return [replace(run, name=str(run.folder)) if names[run.name] > 1 else run for run in found]
 
 
 def label(group: Sequence[Run]) -> str:
@@ -186,7 +198,7 @@ def main(args: Sequence[str] | None = None) -> None:
         asked = [path for path in options.runs if path.resolve() != options.output.resolve()]  # as runs/* names it too
         if not asked:
             raise UserError(f"'{options.output}' is where the comparison goes: give runs, for example runs/last4.")
-        groups = recipes({run.name: run for run in map(read_run, asked)}.values())
+        groups = recipes(distinct(map(read_run, asked)))
         rows = table(groups)
         print(markdown(rows))
         with replacing(options.output / "comparison.md") as temporary:

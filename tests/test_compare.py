@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.callbacks.history import write_history
+from src.callbacks.history import read_history, write_history
 from src.compare import main
 
 STAGES = {0: 0, 1: 4}
 
 
-def make_run(folder: Path, best: float, seed: int = 777, rate: float = 1e-3, tested: bool = True) -> Path:
+def make_run(
+    folder: Path, best: float, seed: int = 777, rate: float = 1e-3, tested: bool = True, warm_start: str | None = None
+) -> Path:
     folder.mkdir(parents=True)
-    config = {"seed_everything": seed, "unfreezing": {"stages": STAGES}, "run": {"root": str(folder)}, "rate": rate}
+    options = {"root": str(folder), "warm_start": warm_start}
+    config = {"seed_everything": seed, "unfreezing": {"stages": STAGES}, "run": options, "rate": rate}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     common = {"trainable_parameters": 7e6, "train_seconds": 90.0, "images_per_second": 400.0}
     rows = [{"epoch": e, "train/acc": 0.5, "val/acc": acc, **common} for e, acc in enumerate((best, best - 0.1))]
@@ -64,6 +67,33 @@ def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None
         "72.0 % ± 2.0",
     )
     assert (second["runs"], second["best val/acc"]) == ("1", "80.0 %")
+
+
+def test_a_warm_start_makes_a_row_of_its_own(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "full" / f"version_{i}", 0.7, warm_start=start) for i, start in enumerate((None, "a"))]
+    assert [row["runs"] for row in compare(tmp_path, *runs)] == ["1", "1"]
+
+
+def test_runs_of_one_name_in_two_places_are_two(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / place / "full" / "version_0", best, rate=best) for place, best in (("a", 0.7), ("b", 0.8))
+    ]
+    found = compare(tmp_path, *runs)
+    assert [(row["recipe"], row["best val/acc"]) for row in found] == [
+        (str(runs[0]), "70.0 %"),
+        (str(runs[1]), "80.0 %"),
+    ]
+
+
+def test_an_epoch_in_which_nothing_was_trained(tmp_path: Path) -> None:
+    """As at the start of a run that went on from a copied checkpoint."""
+    run = make_run(tmp_path / "last4" / "version_0", 0.7)
+    first, second = read_history(run / "history.csv")
+    for name in ("train_seconds", "images_per_second"):
+        del first[name]
+    write_history([first, second], run / "history.csv")
+    (row,) = compare(tmp_path, run)
+    assert (row["epochs"], row["training minutes"], row["images/s"]) == ("2", "1.5", "400")
 
 
 def no_history(run: Path) -> None:

@@ -92,8 +92,8 @@ def confusion_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str]) ->
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     named = range(0, len(classes), -(-len(classes) // _NAMES))
     axes.set(xlabel="predicted", ylabel="true", xticks=named, yticks=named)
-    axes.set_xticklabels([classes[number] for number in named], rotation=60, ha="right")
-    axes.set_yticklabels([classes[number] for number in named])
+    axes.set_xticklabels([classes[number] for number in named], rotation=60, ha="right", parse_math=False)
+    axes.set_yticklabels([classes[number] for number in named], parse_math=False)
     if len(classes) <= 25:  # beyond that numbers are too small to read
         for (true, predicted), count in np.ndenumerate(counts):
             dark = shares[true, predicted] > 0.5
@@ -117,7 +117,8 @@ def grid_figure(
     for number, (image, title, colour) in enumerate(zip(pixels, titles, colours, strict=True)):
         row, column = divmod(number, 8)
         left, below = column * width + 0.05, top + (row + 1) * height - 0.05
-        axes.text(left + 0.575, below - 1.27, title, ha="center", va="center", fontsize=7, color=colour)
+        place = {"ha": "center", "va": "center", "parse_math": False}  # a class may have a dollar in its name
+        axes.text(left + 0.575, below - 1.27, title, fontsize=7, color=colour, **place)
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(left, left + 1.15, below, below - 1.15))
     axes.set(xlim=(0, 8 * width), ylim=(rows * height + top, 0), aspect="auto")
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.errors import UserError
 from src.files import umask
 
 VALUES, FILLED, ORIGIN = "values.bin", "filled.bin", "origin.json"
@@ -123,21 +125,42 @@ def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> Non
     """Make a folder of empty files, in bytes, unless there is one from the same origin.
 
     It appears with all that belongs to it, so that two runs which begin at once share the same files.
+
+    Raises:
+        UserError: There is no room for it, or no permission.
     """
     text = json.dumps(origin, sort_keys=True, default=str)
     if folder.exists():
         if (folder / ORIGIN).exists() and (folder / ORIGIN).read_text() == text:
             return
         shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    made = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         made.chmod(0o777 & ~umask())  # mkdtemp's are private
         for name, size in sizes.items():
             with (made / name).open("wb") as file:
-                file.truncate(size)
+                _reserve(file.fileno(), size)
         (made / ORIGIN).write_text(text)
         with suppress(OSError):  # another run was first
             made.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"features cannot be kept in '{folder.parent}': {error.strerror}, and a view takes "
+            f"{sum(sizes.values()) / 2**30:.2g} GiB. Choose another feature_cache.folder, or fewer views."
+        ) from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Make an open file so many bytes long, with room for all of them.
+
+    Without room the first write to a file in memory would end the process (SIGBUS), and leave no message.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)

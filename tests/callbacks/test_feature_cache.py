@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from support import REPOSITORY, needs_int8, run
 
 from src.cli import main
 from src.data.features import FeatureStore
+from src.errors import UserError
 from src.model.classifier import TransferClassifier
 
 TRAIN, VAL = 35, 15  # images of a sample of 50
@@ -189,6 +192,23 @@ def test_store_gives_back_what_it_was_given(tmp_path: Path, on_disk: bool) -> No
     kept.view = 2
     kept.put(torch.tensor([1]), features[:1])
     assert kept.get(torch.tensor([1])) is None
+
+
+def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot be kept in .*No space left on device.*feature_cache.folder"):
+        store(tmp_path / "features")
+    assert list((tmp_path / "features").iterdir()) == []
+
+
+def test_room_is_taken_at_once(tmp_path: Path) -> None:
+    store(tmp_path)
+    values = (tmp_path / "view-0" / "values.bin").stat()
+    assert values.st_size == 5 * 4 * 4
+    assert values.st_blocks > 0
 
 
 def test_stores_that_begin_at_once_share_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from src.callbacks.figures import confusion_figure
+from src.callbacks.figures import confusion_figure, grid_figure
 from src.callbacks.schedule import parse_stages
 from src.callbacks.summary import stage_table
 from src.model.classifier import TransferClassifier
@@ -15,6 +16,17 @@ def test_confusion_matrix_stays_of_a_size_that_can_be_drawn(classes: int, inches
     assert figure.get_size_inches() == pytest.approx((inches, inches))
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == [f"class {number}" for number in range(0, classes, classes // names)]
+
+
+def test_classes_may_have_a_dollar_in_their_names() -> None:
+    names = ["US$ + 40% HK$", "a$b_$"]
+    for figure in (
+        confusion_figure([[1, 0], [0, 1]], names),
+        grid_figure(np.zeros((2, 4, 4, 3)), names, "prices"),
+    ):
+        figure.canvas.draw()
+        shown = {text.get_text() for text in figure.findobj(Text)}
+        assert set(names) <= shown
 
 
 def test_calendar_without_an_end() -> None:

@@ -162,6 +162,18 @@ def test_archive_with_a_wrong_member_leaves_no_folder(
     assert [path.name for path in tmp_path.iterdir()] == [Archive.filename]
 
 
+@pytest.mark.usefixtures("archive")
+def test_archive_that_cannot_be_unpacked_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("src.data.sources.cifar10.TemporaryDirectory", refuse)
+    with pytest.raises(UserError, match=r"cannot be unpacked there: Permission denied.*init_args.root"):
+        CIFAR10(str(tmp_path), server.url).prepare()
+
+
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 def test_tampered_file_is_refused_and_mended_from_the_archive(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

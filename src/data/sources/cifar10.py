@@ -52,7 +52,13 @@ class CIFAR10(Source):
             if not damaged[0].exists():
                 raise
             raise UserError(f"{damaged[0]} is damaged (wrong MD5) and cannot be replaced: {error}") from error
-        _extract(archive, self.root)
+        try:
+            _extract(archive, self.root)
+        except OSError as error:
+            raise UserError(
+                f"{archive} cannot be unpacked there: {error.strerror}. Choose another folder with "
+                "data.source.init_args.root, or unpack it yourself."
+            ) from error
 
     def load(self) -> dict[str, Images]:
         from torchvision.datasets import CIFAR10 as Archive
