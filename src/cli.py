@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
+import signal
 import sys
 import warnings
 from argparse import SUPPRESS
@@ -14,10 +17,10 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from src.callbacks.averaging import averages_weights
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
@@ -44,7 +47,9 @@ from src.preflight import (
     check_device,
     check_fit,
     check_int8,
+    check_monitors,
     check_optimizer,
+    check_time,
     make_folder,
     read_checkpoint,
 )
@@ -107,7 +112,7 @@ class ThawCLI(LightningCLI):
         parser.add_class_arguments(RunOptions, "run")
         parser.add_lightning_class_args(StagedUnfreezing, "unfreezing")
         parser.add_lightning_class_args(FrozenFeatureCache, "feature_cache")
-        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_checked_seed)
         parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=expected_input)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
@@ -116,9 +121,6 @@ class ThawCLI(LightningCLI):
         words = cast(Sequence[str], args)
         check_configs(words)
         self.config = parser.parse_args(words)  # Lightning's own way warns that the process has words besides these
-        seed = self.config[self.config.subcommand].seed_everything
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed_everything is {seed}: choose a seed from 0 to {2**32 - 1}.")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it: Lightning would put the checkpoint's values above it."""
@@ -158,6 +160,8 @@ class ThawCLI(LightningCLI):
                 check_optimizer(self.checkpoint, content.get("optimizer"), type(self._make_optimizer()).__name__)
                 averages = averages_weights(self.trainer.callbacks)  # type: ignore[attr-defined]
                 check_averages(self.checkpoint, "averaging_state" in content, averages)
+                timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+                check_time(self.checkpoint, content, timers)
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
             check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
@@ -172,6 +176,10 @@ class ThawCLI(LightningCLI):
         for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if config[option] is not None and config[option] < 1:
                 raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
+        if config.val_check_interval is not None and config.val_check_interval == 0:
+            raise UserError(
+                "trainer.val_check_interval is 0: give a number of batches, or a part of an epoch such as 0.5."
+            )
         if str(config.precision or 32) not in _PRECISIONS:
             raise UserError(
                 f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed."
@@ -217,13 +225,20 @@ class ThawCLI(LightningCLI):
         trainer = config.trainer
         limited = trainer.max_epochs is not None or (trainer.max_steps == -1 and trainer.max_time is None)
         config.unfreezing.check_end(trainer.max_epochs if limited else -1)
-        config.unfreezing.check_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        config.unfreezing.check_averaging(callbacks)
+        check_monitors(callbacks)
         self._check_epoch()
         self._make_optimizer()
         if self.checkpoint is None:  # its weights would replace whatever the network starts with
             self._load_weights()
+        cache = config.feature_cache
+        if cache.views is not None and cache.folder is not None:
+            make_folder(Path(cache.folder), "features", "--feature_cache.folder")
         if isinstance(self.trainer.logger, RunLogger):
-            make_folder(Path(self.trainer.logger.root_dir))
+            make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
+            if self.trainer.is_global_zero and not (self.checkpoint and run_of(self.checkpoint)):
+                self.trainer.logger.claim()
 
     def _check_epoch(self) -> None:
         """Refuse what Lightning would only refuse after the run has begun."""
@@ -300,8 +315,15 @@ class ThawCLI(LightningCLI):
 
 _NOT_OFFERED = dict.fromkeys(("trainer.logger", "trainer.default_root_dir", "trainer.overfit_batches"), SUPPRESS)
 _CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _SHOWN = (".png", ".csv", ".json", ".yaml")
+
+
+def _checked_seed(seed: bool | int) -> int:
+    if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything is {json.dumps(seed)}: choose a seed from 0 to {2**32 - 1}.")
+    return seed
 
 
 def _listed(value: Any) -> list[Any]:
@@ -363,6 +385,14 @@ def main(args: Sequence[str] | None = None) -> None:
         text = str(error) if isinstance(error, UserError) else plain_trainer(str(error))
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print("error: the disk is full. Free some room; --ckpt_path last continues a training.", file=sys.stderr)
+        raise SystemExit(1) from None
+    except SIGTERMException:  # outside of the steps of a training, where nothing is to be saved
+        print(f"stopped by {signal.SIGTERM.name}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,11 +15,13 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from torch import Tensor
 
 from src.errors import UserError
 from src.model import int8
 
+METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1")
 _ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
 
 
@@ -128,12 +131,44 @@ def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -
         )
     loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     within = any(loader.get("served") for loader in loaders)
+    epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if within and epoch["processed"] == epoch["started"]:
+        raise UserError(
+            f"'{path}' is of a training that trainer.max_time, trainer.max_steps or a callback ended within an epoch, "
+            "and the rest of that epoch would be left out. Start anew from its weights: "
+            f"--run.warm_start {path}; what can be continued is a training ended by SIGTERM or Ctrl-C."
+        )
     for name, means in (("batch_size", "the same data.batch_size"), ("processes", "as many devices")):
         if within and saved[name] != now[name]:
             raise UserError(
                 f"'{path}' was saved within an epoch, and the rest of its batches is not known with other ones: "
                 f"{name} was {saved[name]} and is {now[name]}. Finish the epoch with {means}."
             )
+
+
+def check_time(path: Path, content: Mapping[str, Any], timers: Sequence[Timer]) -> None:
+    """Refuse to continue a training whose time is over, for nothing would be trained.
+
+    Args:
+        path: The checkpoint, for the message.
+        content: What it holds.
+        timers: Those of `trainer.max_time`.
+    """
+    spent = content["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0)
+    for timer in timers:
+        given = timer.time_remaining()
+        if given is not None and given <= spent:
+            limit, before = (timedelta(seconds=round(seconds)) for seconds in (given, spent))
+            raise UserError(
+                f"trainer.max_time is {limit}, and counts the {before} that '{path}' took before: give more than that."
+            )
+
+
+def check_monitors(callbacks: Sequence[Callback]) -> None:
+    """Refuse to stop early by a metric that does not exist, which Lightning notices after the first validation."""
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.strict and callback.monitor not in METRICS:
+            raise UserError(f"EarlyStopping's monitor is '{callback.monitor}': give one of {', '.join(METRICS)}.")
 
 
 def check_device(device: torch.device, sync_batchnorm: bool) -> None:
@@ -189,8 +224,13 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder of a run's versions.
+def make_folder(path: Path, what: str, option: str) -> None:
+    """Make a folder to write to.
+
+    Args:
+        path: The folder.
+        what: What is to be kept there.
+        option: Which option chooses another one.
 
     Raises:
         UserError: It cannot be made or written to.
@@ -201,4 +241,4 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise UserError(f"runs cannot be kept in '{path}': {reason}. Choose another folder with --run.root.")
+        raise UserError(f"{what} cannot be kept in '{path}': {reason}. Choose another folder with {option}.")

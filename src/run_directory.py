@@ -37,6 +37,14 @@ class RunOptions:
 class RunLogger(TensorBoardLogger):
     """Draw the metrics of whole epochs against the epoch, and fill TensorBoard's HParams tab."""
 
+    def claim(self) -> None:
+        """Make the run's directory, of the next number if another run has just taken this one."""
+        while True:
+            try:
+                return Path(self.log_dir).mkdir()
+            except FileExistsError:
+                self._version = int(self.version) + 1
+
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
         metrics = dict(metrics)
         epoch = metrics.pop("epoch", None)

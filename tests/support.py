@@ -35,6 +35,24 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class EndAfter(Callback):
+    """Ask Lightning to end the training after the fourth step, as a time limit does."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 4
+
+
+class Validations(Callback):
+    """Write down after how many steps the network was validated."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self.file.open("a") as file:
+            print(trainer.global_step, file=file)
+
+
 class Witness(Callback):
     """Write down, for every process and epoch, what was seen and what the weights are."""
 

@@ -350,6 +350,68 @@ def test_resuming_with_a_number_of_steps_is_refused(borrowed: Run, capsys: pytes
     assert "a run with trainer.max_steps cannot be continued" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("end", [["--trainer.max_steps", "4"], ["--trainer.callbacks+=tests.support.EndAfter"]])
+def test_resuming_after_an_end_within_an_epoch_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: list[str]
+) -> None:
+    """Lightning counts that epoch as trained, and would go on with the next one."""
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "3")
+    execute("fit", *words, *end)
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *words, "--ckpt_path", "last")
+    assert stopped.value.code == 1
+    assert "ended within an epoch, and the rest of that epoch would be left out" in capsys.readouterr().err
+
+
+def test_resuming_when_the_time_is_over_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    path = borrowed.directory / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["callbacks"]["Timer"] = {"time_elapsed": {"train": 3600.0}}
+    torch.save(content, path)
+    words = sample("--ckpt_path", "last", "--run.root", str(borrowed.root), "--trainer.max_time")
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *words, "00:01:00:00")
+    assert stopped.value.code == 1
+    assert "trainer.max_time is 1:00:00, and counts the 1:00:00 that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])  # a prediction is finished first
+def test_sigterm_outside_of_a_training_is_no_success(
+    borrowed: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    step = getattr(TransferClassifier, f"{'validation' if command == 'validate' else command}_step")
+
+    def interrupted(self: TransferClassifier, batch: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(TransferClassifier, step.__name__, interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        execute(command, *sample("--run.root", str(borrowed.root)), "--data.batch_size", "4")
+    assert stopped.value.code == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
+def test_a_stop_does_not_leave_out_a_validation_within_the_epoch(tmp_path: Path) -> None:
+    """Of five batches the second and the fourth are followed by one; the signal comes within the second."""
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    words += ["--data.batch_size", "7", "--trainer.val_check_interval", "2"]
+    witness = "--trainer.callbacks+=tests.support.Validations --trainer.callbacks.file"
+    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 1"
+    seen = {}
+    for name, more in (("straight", []), ("stopped", [*stop.split(), "--trainer.callbacks.name", "SIGTERM"])):
+        file = tmp_path / f"{name}.txt"
+        run = [*words, "--run.name", name, *witness.split(), str(file)]
+        if more:
+            with pytest.raises(SystemExit):
+                execute("fit", *run, *more)
+            more = ["--ckpt_path", "last"]
+        execute("fit", *run, *more)
+        seen[name] = file.read_text().split()
+    assert seen["straight"] == ["2", "4"]
+    assert seen["stopped"] == seen["straight"]
+
+
 def test_resuming_takes_the_optimizers_settings_from_the_configuration(borrowed: Run) -> None:
     more = ["--ckpt_path", "last", "--run.root", str(borrowed.root), "--run.test_after_fit", "false"]
     more += ["--model.optimizer.init_args.weight_decay", "0.25", "--trainer.max_epochs", "3"]

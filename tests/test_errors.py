@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,7 @@ OPTIONS = {
     "--unfreezing.decay linear --trainer.max_epochs -1": ["unfreezing.decay linear needs an end", "max_epochs"],
     "--unfreezing.decay cosine --trainer.max_epochs null --trainer.max_steps 50": ["cosine needs an end", "max_epochs"],
     "--seed_everything abc": ["seed_everything is 'abc'", "int"],
+    "--seed_everything true": ["seed_everything is true", "4294967295"],
     "--seed_everything -5": ["seed_everything is -5", "4294967295"],
     "--trainer.accelerator foo": ["trainer.accelerator is 'foo': expected auto, cpu, "],
     "--trainer.devices 0": ["trainer.devices", "cpu", "1 or more"],
@@ -171,6 +173,15 @@ OPTIONS = {
     ],
     "--trainer.logger false": ["trainer.logger cannot be set"],
     "--trainer.default_root_dir FILES": ["trainer.default_root_dir has no effect", "--run.root"],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor val_acc": [
+        "EarlyStopping's monitor is 'val_acc'",
+        "val/acc",
+    ],
+    "--feature_cache.views 1 --feature_cache.place disk --feature_cache.folder FILES/junk.ckpt": [
+        "features cannot be kept in",
+        "--feature_cache.folder",
+    ],
+    "--trainer.val_check_interval 0": ["trainer.val_check_interval is 0", "0.5"],
     "--trainer.val_check_interval 2000": ["trainer.val_check_interval is 2000, but an epoch has", "0.5"],
     "--trainer.limit_train_batches 0.0001": ["trainer.limit_train_batches is 0.0001", "none"],
     "--trainer.limit_val_batches 0.0001": ["limit_val_batches"],
@@ -316,7 +327,27 @@ def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The same as above, for those who run the tests as root."""
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with pytest.raises(Exception, match=r"no permission to write.*--run\.root"):
-        make_folder(tmp_path)
+        make_folder(tmp_path, "runs", "--run.root")
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of the system that refuses every byte stands in for the checkpoint's."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+
+    @contextmanager
+    def nowhere(path: Path) -> Iterator[Path]:
+        yield Path("/dev/full")
+
+    monkeypatch.setattr("src.callbacks.checkpoints.replacing", nowhere)
+    with pytest.raises(SystemExit) as stopped:
+        main(shlex.split(f"fit {SAMPLE} --trainer.max_epochs 1 --run.root {tmp_path}"))
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: the disk is full")
+    assert message.count("\n") == 1
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

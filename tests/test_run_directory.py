@@ -42,6 +42,15 @@ def make_run(root: Path, version: str, *checkpoints: str) -> Path:
     return folder
 
 
+def test_runs_that_start_at_once_get_directories_of_their_own(tmp_path: Path) -> None:
+    loggers = [RunLogger(tmp_path, "last4") for _ in range(3)]
+    (tmp_path / "last4").mkdir()
+    assert {logger.version for logger in loggers} == {0}
+    for logger in loggers:
+        logger.claim()
+    assert [Path(logger.log_dir).name for logger in loggers] == ["version_0", "version_1", "version_2"]
+
+
 def test_newest_run_counts_versions(tmp_path: Path) -> None:
     for version in ("version_2", "version_10", "version_9", "version_x"):
         make_run(tmp_path, version)

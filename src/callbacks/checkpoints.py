@@ -22,8 +22,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its destination and rename it: a run killed in between keeps the old one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # which hides that the disk is full
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class RunCheckpoint(ModelCheckpoint):

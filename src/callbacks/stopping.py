@@ -34,6 +34,7 @@ class GracefulStop(Checkpoint):
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
         self.checkpoint = Path()
+        self.late = False  # whether a look at the signals was put off
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.checkpoint = Path(trainer.log_dir or ".") / FOLDER / LAST
@@ -52,8 +53,11 @@ class GracefulStop(Checkpoint):
     ) -> None:
         at_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         at_end = batch_idx + 1 == trainer.num_training_batches  # the epoch's own checkpoint follows, after validation
-        if at_step and not at_end and (trainer.world_size == 1 or (batch_idx + 1) % _CHECK_EVERY == 0):
-            self._stop_if_told(trainer, save=True)
+        look = self.late or trainer.world_size == 1 or (batch_idx + 1) % _CHECK_EVERY == 0
+        if at_step and not at_end and look:
+            self.late = _validates(trainer, batch_idx)  # a run that goes on from before a validation would leave it out
+            if not self.late:
+                self._stop_if_told(trainer, save=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_told(trainer, save=False)  # everything of the epoch before is saved and logged
@@ -76,3 +80,10 @@ class GracefulStop(Checkpoint):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
+
+
+def _validates(trainer: Trainer, batch_idx: int) -> bool:
+    """Tell whether a validation is due after this batch (in every epoch, though some may go without)."""
+    every = trainer.val_check_batch
+    done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    return isinstance(every, int) and (done + 1) % every == 0
