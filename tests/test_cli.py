@@ -321,6 +321,20 @@ def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> No
     assert len(read_predictions(borrowed.directory)) == TEST
 
 
+def test_a_checkpoint_in_python_as_the_readme_says(run: Run) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    path = str(run.directory / "checkpoints" / "best.ckpt")
+    found: dict[str, Any] = {}
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(code.replace("runs/last4/version_0/checkpoints/best.ckpt", path), found)
+    assert found["told"]["classes"] == CLASSES
+    assert printed.getvalue().split()[0] in CLASSES
+    assert not found["network"].training
+    own = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, own[name]) for name, value in found["network"].state_dict().items())
+
+
 def test_resuming_continues_in_the_same_directory(run: Run, borrowed: Run) -> None:
     first = borrowed.history
     execute("fit", *sample("--ckpt_path", "last", "--trainer.max_epochs", "3", "--run.test_after_fit", "false"))
@@ -392,10 +406,12 @@ def test_sigterm_outside_of_a_training_is_no_success(
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
 
 
-def test_a_stop_does_not_leave_out_a_validation_within_the_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counted", ["1", "null"])  # batches of an epoch, or of the training
+def test_a_stop_does_not_leave_out_a_validation_within_the_epoch(tmp_path: Path, counted: str) -> None:
     """Of five batches the second and the fourth are followed by one; the signal comes within the second."""
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
     words += ["--data.batch_size", "7", "--trainer.val_check_interval", "2"]
+    words += ["--trainer.check_val_every_n_epoch", counted]
     witness = "--trainer.callbacks+=tests.support.Validations --trainer.callbacks.file"
     stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 1"
     seen = {}

@@ -1,14 +1,13 @@
 import subprocess
 import sys
 from itertools import pairwise, product
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from torch.utils.data import DataLoader, Dataset
 
+from src.data.datamodule import BatchLoader
 from src.data.sampling import EvalBatches, TrainBatches
 from src.errors import UserError
 
@@ -168,28 +167,20 @@ def test_evaluation_of_nothing_is_refused(n: int, batch_size: int, named: str) -
         EvalBatches(n, batch_size)
 
 
-class Squares(Dataset):
+class Squares:
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(indices) ** 2
 
 
-def identity(batch: Any) -> Any:
-    return batch
-
-
-def loader_of(batches: Any, workers: int = 0) -> DataLoader:
-    return DataLoader(Squares(), sampler=batches, batch_size=None, collate_fn=identity, num_workers=workers)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_hands_out_whole_batches_of_the_epoch_that_lightning_sets(workers: int) -> None:
+def test_a_loader_hands_out_whole_batches_of_the_epoch_that_lightning_sets() -> None:
     sampler = TrainBatches(22, 4, seed=1)
-    loader = loader_of(sampler, workers)
+    loader = BatchLoader(Squares(), sampler)
     _set_sampler_epoch(loader, 3)
     assert sampler.epoch == 3
-    sampler.skip(1)
+    loader.load_state_dict({"served": 1})
     assert len(loader) == 6
     resumed = [batch.tolist() for batch in loader]
+    assert loader.state_dict() == {"served": 0}
     whole = [batch.tolist() for batch in loader]
     assert whole == [(batch**2).tolist() for batch in sampler]
     assert resumed == whole[1:]
@@ -198,5 +189,5 @@ def test_a_loader_hands_out_whole_batches_of_the_epoch_that_lightning_sets(worke
 def test_an_empty_batch_is_still_indices() -> None:
     (batch,) = EvalBatches(1, 4, rank=1, world_size=2)
     assert batch.dtype == np.int64
-    (loaded,) = loader_of(EvalBatches(1, 4, rank=1, world_size=2))
+    (loaded,) = BatchLoader(Squares(), EvalBatches(1, 4, rank=1, world_size=2))
     assert loaded.tolist() == []
