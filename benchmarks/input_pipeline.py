@@ -47,7 +47,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = ImageDataModule(RandomPixels(), batch_size=options.batch_size, standardize="dataset")
     data.setup("fit")
-    data.trainer = cast(Any, types.SimpleNamespace(training=True, current_epoch=0, global_rank=0, world_size=1))
+    strategy = types.SimpleNamespace(root_device=device)
+    place = {"global_rank": 0, "world_size": 1, "strategy": strategy}
+    data.trainer = cast(Any, types.SimpleNamespace(training=True, current_epoch=0, limit_train_batches=1.0, **place))
     batches = iter(data.train_dataloader())
     model = TransferClassifier(weights=None).to(device).eval()
 

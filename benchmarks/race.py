@@ -196,7 +196,7 @@ def thirty_epochs(racers: dict[str, Contestant], views: list[int]) -> dict[str, 
 
 def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
     """Lay the results out as Markdown."""
-    lines = [f"| {job}, images per second | training | validation | rest of an epoch | to first step | peak memory |"]
+    lines = [f"| {job}, images per second | training | validation | rest of an epoch | to first epoch | peak memory |"]
     lines += ["|---|---|---|---|---|---|"]
     for contestant in racers.values():
         lines.append(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -104,8 +104,9 @@ class ThawCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        for option, text in {**_NOT_OFFERED, "ckpt_path": _CKPT_PATH}.items():
-            next(action for action in parser._actions if action.dest == option).help = text
+        helps = {option: f"Not offered: {why}" for option, why in _NOT_OFFERED.items()}
+        for action in parser._actions:  # what Lightning says of them does not hold here
+            action.help = {**helps, "ckpt_path": _CKPT_PATH}.get(action.dest, action.help)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -128,10 +129,15 @@ class ThawCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.options = RunOptions(**config.run)
+        self.options.root = os.path.expandvars(os.path.expanduser(self.options.root))  # as Lightning's logger does
         self.name = run_name(self.options, [Path(str(path)) for path in config.config or []])
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
         self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
+        if self.options.warm_start is not None and self.subcommand == "fit" and self.checkpoint is None:
+            # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
+            warm_start = str(find_checkpoint(self.options.warm_start, Path(self.options.root), self.name))
+            self.options.warm_start = config.run.warm_start = warm_start
 
     def instantiate_classes(self) -> None:
         try:
@@ -160,8 +166,6 @@ class ThawCLI(LightningCLI):
                 check_optimizer(self.checkpoint, content.get("optimizer"), type(self._make_optimizer()).__name__)
                 averages = averages_weights(self.trainer.callbacks)  # type: ignore[attr-defined]
                 check_averages(self.checkpoint, "averaging_state" in content, averages)
-                timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-                check_time(self.checkpoint, content, timers)
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
             check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
@@ -169,6 +173,8 @@ class ThawCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
         if self.checkpoint is not None and self.subcommand == "fit":
             check_data(self.checkpoint, content, self.datamodule.identity(self.trainer.world_size))
+            timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+            check_time(self.checkpoint, content, timers)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
@@ -184,15 +190,10 @@ class ThawCLI(LightningCLI):
             raise UserError(
                 f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed."
             )
-        if config.overfit_batches:
-            raise UserError(
-                "trainer.overfit_batches is not supported, for every epoch has its own order: train on a folder of a "
-                "few images instead (configs/with/folder.yaml)."
-            )
-        if config.logger not in (None, True):
-            raise UserError("trainer.logger cannot be set: every run has TensorBoard's files and history.csv.")
-        if config.default_root_dir is not None:
-            raise UserError("trainer.default_root_dir has no effect here: --run.root says where runs are kept.")
+        for option, why in _NOT_OFFERED.items():
+            value = config[option.removeprefix("trainer.")]
+            if value is False or value not in (None, True, 0):
+                raise UserError(f"{option} is not offered: {why}")
         config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:
             config.logger = self._logger()
@@ -205,8 +206,8 @@ class ThawCLI(LightningCLI):
     def _logger(self) -> RunLogger:
         run = self.checkpoint and run_of(self.checkpoint)
         if run:  # a resumed or tested run stays where it is
-            return RunLogger(run.parent.parent, run.parent.name, run.name, default_hp_metric=False)
-        return RunLogger(self.options.root, self.name, default_hp_metric=False)
+            return RunLogger(run.parent.parent, run.parent.name, run.name)
+        return RunLogger(self.options.root, self.name)
 
     def _callbacks(self, config: Namespace) -> list[Callback]:
         seed = self.config_init[self.subcommand].seed_everything
@@ -233,12 +234,10 @@ class ThawCLI(LightningCLI):
         if self.checkpoint is None:  # its weights would replace whatever the network starts with
             self._load_weights()
         cache = config.feature_cache
-        if cache.views is not None and cache.folder is not None:
+        if cache.views is not None and cache.folder is not None and not trainer.fast_dev_run:
             make_folder(Path(cache.folder), "features", "--feature_cache.folder")
         if isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
-            if self.trainer.is_global_zero and not (self.checkpoint and run_of(self.checkpoint)):
-                self.trainer.logger.claim()
 
     def _check_epoch(self) -> None:
         """Refuse what Lightning would only refuse after the run has begun."""
@@ -271,7 +270,7 @@ class ThawCLI(LightningCLI):
         if self.options.warm_start is None:
             self.model.load_pretrained()
         else:
-            path = find_checkpoint(self.options.warm_start, Path(self.options.root), self.name)
+            path = Path(self.options.warm_start)
             content = read_checkpoint(path)
             check_fit(path, content["state_dict"], self.model.state_dict())
             self.model.load_state_dict(content["state_dict"])
@@ -313,7 +312,12 @@ class ThawCLI(LightningCLI):
         print("  " + ", ".join(files), flush=True)
 
 
-_NOT_OFFERED = dict.fromkeys(("trainer.logger", "trainer.default_root_dir", "trainer.overfit_batches"), SUPPRESS)
+_NOT_OFFERED = {
+    "trainer.logger": "every run has TensorBoard's files and history.csv.",
+    "trainer.default_root_dir": "--run.root says where runs are kept.",
+    "trainer.overfit_batches": "every epoch has its own order. Train on a folder of a few images instead "
+    "(configs/with/folder.yaml).",
+}
 _CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
@@ -388,7 +392,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        print("error: the disk is full. Free some room; --ckpt_path last continues a training.", file=sys.stderr)
+        print(
+            "error: the disk is full. Free some room; a training with a last.ckpt can go on from it.", file=sys.stderr
+        )
         raise SystemExit(1) from None
     except SIGTERMException:  # outside of the steps of a training, where nothing is to be saved
         print(f"stopped by {signal.SIGTERM.name}", file=sys.stderr)

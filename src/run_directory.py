@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.checkpoints import BEST, FOLDER, LAST
 from src.callbacks.history import BATCH_PREFIX
@@ -35,15 +37,32 @@ class RunOptions:
 
 
 class RunLogger(TensorBoardLogger):
-    """Draw the metrics of whole epochs against the epoch, and fill TensorBoard's HParams tab."""
+    """Draw the metrics of whole epochs against the epoch, and fill TensorBoard's HParams tab.
 
-    def claim(self) -> None:
-        """Make the run's directory, of the next number if another run has just taken this one."""
-        while True:
+    Args:
+        root: Folder of all runs.
+        name: Name of the run's folder.
+        version: The run to go on with; None for a new one.
+    """
+
+    def __init__(self, root: Path | str, name: str, version: str | None = None) -> None:
+        super().__init__(root, name, version, default_hp_metric=False)
+        self._new = version is None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer of the event files; to ask for it makes a new run's directory.
+
+        Lightning asks first when all processes have started: before that each looks for runs that are there already.
+        """
+        while self._new:
             try:
-                return Path(self.log_dir).mkdir()
-            except FileExistsError:
+                Path(self.log_dir).mkdir(parents=True)
+                self._new = False
+            except FileExistsError:  # another run has just taken this number
                 self._version = int(self.version) + 1
+        return super().experiment
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
         metrics = dict(metrics)

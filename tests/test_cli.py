@@ -335,6 +335,13 @@ def test_a_checkpoint_in_python_as_the_readme_says(run: Run) -> None:
     assert all(torch.equal(value, own[name]) for name, value in found["network"].state_dict().items())
 
 
+def test_runs_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    execute("fit", *sample("--run.root=~/kept", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"))
+    assert [path.name for path in (tmp_path / "kept" / "head").iterdir()] == ["version_0"]
+    execute("validate", *sample("--run.root=~/kept"))
+
+
 def test_resuming_continues_in_the_same_directory(run: Run, borrowed: Run) -> None:
     first = borrowed.history
     execute("fit", *sample("--ckpt_path", "last", "--trainer.max_epochs", "3", "--run.test_after_fit", "false"))
@@ -404,6 +411,17 @@ def test_sigterm_outside_of_a_training_is_no_success(
         execute(command, *sample("--run.root", str(borrowed.root)), "--data.batch_size", "4")
     assert stopped.value.code == 143
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
+
+
+def test_a_stop_comes_though_every_step_is_followed_by_a_validation(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    words += ["--data.batch_size", "7", "--trainer.val_check_interval", "1"]
+    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 1"
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *words, *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+    assert stopped.value.code == 143
+    last = torch.load(tmp_path / "head" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
 
 
 @pytest.mark.parametrize("counted", ["1", "null"])  # batches of an epoch, or of the training

@@ -161,7 +161,7 @@ OPTIONS = {
     "--trainer.strategy foo": ["trainer.strategy is 'foo'", "ddp"],
     "--trainer.precision bf16-true": ["trainer.precision bf16-true is not supported", "bf16-mixed"],
     "--trainer.precision 64-true": ["trainer.precision 64-true is not supported", "bf16-mixed"],
-    "--trainer.overfit_batches 2": ["trainer.overfit_batches is not supported", "folder.yaml"],
+    "--trainer.overfit_batches 2": ["trainer.overfit_batches is not offered", "folder.yaml"],
     "--unfreezing.stages '{0: 4, 1: 0}' --trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging": [
         "unfreezing.stages freezes layers again",
         "averages",
@@ -171,8 +171,8 @@ OPTIONS = {
         "PolynomialAveraging and EMAWeightAveraging would both average the weights",
         "--trainer.callbacks",
     ],
-    "--trainer.logger false": ["trainer.logger cannot be set"],
-    "--trainer.default_root_dir FILES": ["trainer.default_root_dir has no effect", "--run.root"],
+    "--trainer.logger false": ["trainer.logger is not offered"],
+    "--trainer.default_root_dir FILES": ["trainer.default_root_dir is not offered", "--run.root"],
     "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor val_acc": [
         "EarlyStopping's monitor is 'val_acc'",
         "val/acc",

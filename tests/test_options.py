@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import REPOSITORY, needs_int8
 
+from src.callbacks.history import read_history
 from src.cli import main
 
 pytestmark = pytest.mark.slow  # three stages each; test_configs.py takes a step with those that recipes use
@@ -55,6 +56,18 @@ def test_option_changes_what_every_stage_learns(
     weights = fit(tmp_path, *words)
     assert moved(weights, plain) == {name for name in plain if name.endswith("weight")}
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    early = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    fit(
+        tmp_path,
+        *early,
+        "--trainer.callbacks.min_delta=100",
+        "--trainer.callbacks.patience=1",
+        "--trainer.max_epochs=9",
+    )
+    assert [row["epoch"] for row in read_history(tmp_path / "run" / "version_0" / "history.csv")] == [0, 1]
 
 
 def test_deterministic_algorithms_suffice(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:

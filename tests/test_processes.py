@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from support import REPOSITORY, needs_int8, run
 
 from src.callbacks.history import CSV, read_history
@@ -131,9 +133,22 @@ def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> 
     options += ["--data.batch_size", "2"]  # 16 steps, of which the tenth is the first that looks for signals
     stop = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", "0"]
     stop += ["--trainer.callbacks.batch", "1", "--trainer.callbacks.name", "SIGTERM"]
-    for name, calls in (("straight", [[]]), ("stopped", [stop, ["--ckpt_path", "last"]])):
-        for more in calls:
-            run("fit", *words(tmp_path, name, 2, *options, *more), threads=1, check=more is not stop)
+    run("fit", *words(tmp_path, "straight", 2, *options), threads=1)
+    assert run("fit", *words(tmp_path, "stopped", 2, *options, *stop), threads=1, check=False).returncode == 143
+    last = torch.load(tmp_path / "stopped" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 10
+    run("fit", *words(tmp_path, "stopped", 2, *options, "--ckpt_path", "last"), threads=1)
     straight, stopped = (read_history(tmp_path / name / "version_0" / CSV)[0] for name in ("straight", "stopped"))
     for metric in ("train/loss", "train/acc", "val/acc"):
         assert stopped[metric] == pytest.approx(straight[metric], rel=1e-6), metric
+
+
+@pytest.mark.slow
+def test_both_start_from_the_same_earlier_run(tmp_path: Path) -> None:
+    """The second process looks for it when the first has long begun."""
+    options = ["--unfreezing.stages", "{0: 0}", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"]
+    for more in ([], ["--run.warm_start", "last"]):
+        run("fit", *words(tmp_path, "run", 2, *options, *more), threads=1)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"version_0", "version_1"}
+    config = yaml.safe_load((tmp_path / "run" / "version_1" / "config.yaml").read_text())
+    assert config["run"]["warm_start"] == str(tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt")

@@ -47,7 +47,7 @@ def test_runs_that_start_at_once_get_directories_of_their_own(tmp_path: Path) ->
     (tmp_path / "last4").mkdir()
     assert {logger.version for logger in loggers} == {0}
     for logger in loggers:
-        logger.claim()
+        assert logger.experiment.log_dir == logger.log_dir
     assert [Path(logger.log_dir).name for logger in loggers] == ["version_0", "version_1", "version_2"]
 
 
@@ -93,7 +93,7 @@ def test_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_epochs_are_drawn_by_epoch_and_batches_by_step(tmp_path: Path) -> None:
-    logger = RunLogger(str(tmp_path), "run", "version_0", default_hp_metric=False)
+    logger = RunLogger(str(tmp_path), "run", "version_0")
     logger.log_metrics({"val/acc": 0.5, "train/batch_loss": 2.0, "epoch": 3}, step=400)
     logger.log_metrics({"train/batch_loss": 1.0}, step=450)
     logger.log_metrics({"test/acc": 0.6}, step=7)
@@ -106,7 +106,7 @@ def test_epochs_are_drawn_by_epoch_and_batches_by_step(tmp_path: Path) -> None:
 
 
 def test_final_metrics(tmp_path: Path) -> None:
-    logger = RunLogger(str(tmp_path), "run", "version_0", default_hp_metric=False)
+    logger = RunLogger(str(tmp_path), "run", "version_0")
     logger.log_hyperparams({"model": {"hidden": 8}})
     logger.log_final({"val/acc": 0.25, "test/f1": 0.75})
     logger.finalize("success")

@@ -55,7 +55,8 @@ class GracefulStop(Checkpoint):
         at_end = batch_idx + 1 == trainer.num_training_batches  # the epoch's own checkpoint follows, after validation
         look = self.late or trainer.world_size == 1 or (batch_idx + 1) % _CHECK_EVERY == 0
         if at_step and not at_end and look:
-            self.late = _validates(trainer, batch_idx)  # a run that goes on from before a validation would leave it out
+            # A run that goes on from before a validation leaves it out. Where every step has one, it must be so.
+            self.late = not self.late and _validates(trainer, batch_idx)
             if not self.late:
                 self._stop_if_told(trainer, save=True)
 

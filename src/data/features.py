@@ -57,6 +57,7 @@ class FeatureStore:
         self.rows_there = self.rows.to(_CPU if folder else device)
         self.values: list[Tensor] = []
         self.filled: list[Tensor] = []
+        made: list[Path] = []
         for view in range(views):
             if folder is None:
                 self.values.append(torch.empty(len(own), *shape, dtype=dtype, device=device))
@@ -64,7 +65,13 @@ class FeatureStore:
                 continue
             path, size = folder / f"view-{view}", len(own) * math.prod(shape)
             whole = {**(origin or {}), "rows": digest([own]), "shape": list(shape), "dtype": str(dtype)}
-            _prepare(path, whole, {VALUES: size * dtype.itemsize, FILLED: len(own)})
+            try:
+                if _prepare(path, whole, {VALUES: size * dtype.itemsize, FILLED: len(own)}):
+                    made.append(path)
+            except UserError:
+                for path in made:
+                    shutil.rmtree(path, ignore_errors=True)
+                raise
             values = torch.from_file(str(path / VALUES), shared=True, size=size, dtype=dtype)
             self.values.append(values.view(len(own), *shape))
             self.filled.append(torch.from_file(str(path / FILLED), shared=True, size=len(own), dtype=torch.bool))
@@ -121,30 +128,35 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> None:
+def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> bool:
     """Make a folder of empty files, in bytes, unless there is one from the same origin.
 
     It appears with all that belongs to it, so that two runs which begin at once share the same files.
+
+    Returns:
+        Whether it was not there.
 
     Raises:
         UserError: There is no room for it, or no permission.
     """
     text = json.dumps(origin, sort_keys=True, default=str)
-    if folder.exists():
-        if (folder / ORIGIN).exists() and (folder / ORIGIN).read_text() == text:
-            return
-        shutil.rmtree(folder)
     made = None
     try:
+        if folder.exists():
+            if (folder / ORIGIN).exists() and (folder / ORIGIN).read_text() == text:
+                for name, size in sizes.items():
+                    _reserve(folder / name, size)  # an earlier version did not
+                return False
+            shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         made.chmod(0o777 & ~umask())  # mkdtemp's are private
         for name, size in sizes.items():
-            with (made / name).open("wb") as file:
-                _reserve(file.fileno(), size)
+            _reserve(made / name, size)
         (made / ORIGIN).write_text(text)
         with suppress(OSError):  # another run was first
             made.rename(folder)
+        return True
     except OSError as error:
         raise UserError(
             f"features cannot be kept in '{folder.parent}': {error.strerror}, and a view takes "
@@ -155,12 +167,13 @@ def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> Non
             shutil.rmtree(made, ignore_errors=True)
 
 
-def _reserve(file: int, size: int) -> None:
-    """Make an open file so many bytes long, with room for all of them.
+def _reserve(path: Path, size: int) -> None:
+    """Make a file so many bytes long, with room for all of them; what it holds stays.
 
     Without room the first write to a file in memory would end the process (SIGBUS), and leave no message.
     """
-    if size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+    with path.open("ab") as file:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)

@@ -195,12 +195,17 @@ def test_store_gives_back_what_it_was_given(tmp_path: Path, on_disk: bool) -> No
 
 
 def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    room, reserve = iter(range(3)), os.posix_fallocate
+
+    def full(file: int, start: int, size: int) -> None:
+        if next(room, None) is None:  # in the second view
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(file, start, size)
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"cannot be kept in .*No space left on device.*feature_cache.folder"):
         store(tmp_path / "features")
+    assert next(room, None) is None
     assert list((tmp_path / "features").iterdir()) == []
 
 
