@@ -61,6 +61,9 @@ class Witness(Callback):
         self.images: list[tuple[int, float]] = []
         self.entries: list[int] = []
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = [parameter.detach().clone() for parameter in pl_module.parameters()]
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         sums = batch.inputs.double().sum(dim=(1, 2, 3)).tolist()
         self.images += zip(batch.indices.tolist(), sums, strict=True)
@@ -74,7 +77,7 @@ class Witness(Callback):
         seen = {
             "images": self.images,
             "entries": self.entries,
-            "weights": [p.detach().double().sum().item() for p in pl_module.parameters()],
+            "changes": [_some(p.detach() - b) for p, b in zip(pl_module.parameters(), self.before, strict=True)],
             "bits": hash_of(pl_module.state_dict()),
             "layers": {name: hash_of(layer.state_dict()) for name, layer in _layers(pl_module)},
             "with_gradient": self.with_gradient,
@@ -87,6 +90,11 @@ class Witness(Callback):
         name = f"epoch{trainer.current_epoch}-rank{trainer.global_rank}.json"
         (self.folder / name).write_text(json.dumps(seen))
         self.images, self.entries = [], []
+
+
+def _some(tensor: torch.Tensor) -> list[float]:
+    """Give at most a hundred of its elements, from everywhere."""
+    return tensor.flatten()[:: -(-tensor.numel() // 100)].tolist()
 
 
 def _communicated(network: torch.nn.Module | None) -> int:

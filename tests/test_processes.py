@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from src.callbacks.history import CSV, read_history
 from src.cli import main
 
 EPOCHS = 3
-TOLERANCE = 0.04  # of sums of weights: products in single precision differ by up to 0.023, by processor
+TOLERANCE = 0.1  # of the change of each parameter
 
 
 def words(root: Path, name: str, processes: int, *more: str) -> list[str]:
@@ -45,6 +46,13 @@ def seen(root: Path, name: str, epoch: int, rank: int) -> dict[str, Any]:
     return json.loads((root / f"{name}-seen" / f"epoch{epoch}-rank{rank}.json").read_text())
 
 
+def assert_alike(ours: list[list[float]], theirs: list[list[float]]) -> None:
+    """Compare what an epoch changed, parameter by parameter."""
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        size = math.hypot(*their)
+        assert math.dist(our, their) <= TOLERANCE * size, number
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
@@ -69,8 +77,8 @@ def test_processes_share_the_augmented_images_of_an_epoch(runs: Path, epoch: int
 
 @pytest.mark.parametrize("epoch", range(EPOCHS))
 def test_training_follows_that_of_one_process(runs: Path, epoch: int) -> None:
-    ours, theirs = (seen(runs, name, epoch, 0)["weights"] for name in ("two", "one"))
-    assert ours == pytest.approx(theirs, rel=1e-3, abs=TOLERANCE)
+    ours, theirs = (seen(runs, name, epoch, 0)["changes"] for name in ("two", "one"))
+    assert_alike(ours, theirs)
 
 
 def test_only_what_trains_is_communicated(runs: Path) -> None:
@@ -107,7 +115,7 @@ def test_eight_bits_are_the_same_in_every_process(tmp_path: Path) -> None:
     for epoch in range(EPOCHS):
         one, first, second = (seen(tmp_path, name, epoch, rank) for name, rank in (("one", 0), ("two", 0), ("two", 1)))
         assert first["bits"] == second["bits"]
-        assert first["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=TOLERANCE)
+        assert_alike(first["changes"], one["changes"])
 
 
 @pytest.mark.slow
