@@ -117,12 +117,8 @@ def grid_figure(
     for number, (image, title, colour) in enumerate(zip(pixels, titles, colours, strict=True)):
         row, column = divmod(number, 8)
         left, below = column * width + 0.05, top + (row + 1) * height - 0.05
-        place: dict[str, Any] = {
-            "ha": "center",
-            "va": "center",
-            "parse_math": False,
-        }  # a class may have a dollar in its name
-        axes.text(left + 0.575, below - 1.27, title, fontsize=7, color=colour, **place)
+        text: dict[str, Any] = {"fontsize": 7, "color": colour, "parse_math": False}  # names may hold dollars
+        axes.text(left + 0.575, below - 1.27, title, ha="center", va="center", **text)
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(left, left + 1.15, below, below - 1.15))
     axes.set(xlim=(0, 8 * width), ylim=(rows * height + top, 0), aspect="auto")
     return figure

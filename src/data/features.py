@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -154,8 +153,10 @@ def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> boo
         for name, size in sizes.items():
             _reserve(made / name, size)
         (made / ORIGIN).write_text(text)
-        with suppress(OSError):  # another run was first
+        try:
             made.rename(folder)
+        except OSError:
+            return False  # another run was first
         return True
     except OSError as error:
         raise UserError(
