@@ -107,7 +107,7 @@ class Contestant:
 
     def epoch_seconds(self) -> float:
         """Add up one epoch of the tutorial's job."""
-        # Keras takes half a minute to begin an epoch after it has waited for the others, which by itself it does not.
+        # In some races Keras spent half a minute of each epoch so, and by itself 2.5 s: why is not known.
         rest = 0.0 if self.name == KERAS else statistics.median(self.rest)
         return TRAIN / self.rate("train") + VAL / self.rate("val") + rest
 
@@ -212,7 +212,7 @@ def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
         lines += [
             "",
             f"Added up to {EPOCHS} epochs of {TRAIN:,} training and {VAL:,} validation images, each epoch with what it "
-            "takes beside them (but for Keras's, which is due to its waiting for the others):",
+            "takes beside them (but for Keras's, see docs/speed.md):",
             "",
             f"| {job}, {EPOCHS} epochs | minutes | {' | '.join(f'{name} takes' for name in others)} |",
             "|---|---|---|---|---|",

@@ -182,7 +182,7 @@ class ThawCLI(LightningCLI):
         for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if config[option] is not None and config[option] < 1:
                 raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
-        if config.val_check_interval is not None and config.val_check_interval == 0:
+        if config.val_check_interval == 0:
             raise UserError(
                 "trainer.val_check_interval is 0: give a number of batches, or a part of an epoch such as 0.5."
             )
@@ -397,7 +397,7 @@ def main(args: Sequence[str] | None = None) -> None:
         )
         raise SystemExit(1) from None
     except SIGTERMException:  # outside of the steps of a training, where nothing is to be saved
-        print(f"stopped by {signal.SIGTERM.name}", file=sys.stderr)
+        print("stopped by SIGTERM", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
