@@ -36,6 +36,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.sampling import taken_batches
 from src.errors import UserError
+from src.lean_loop import Unprofiled
 from src.model.classifier import TransferClassifier
 from src.model.vgg import expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
@@ -63,6 +64,7 @@ _UNWANTED_ADVICE = (
     "smaller than the logging interval",  # curves are drawn by the epoch
     "exists and is not empty",  # a resumed run stays in its directory
     "smallest subnormal",  # is zero on purpose; numpy 2.0 wonders
+    "LeafSpec",  # how Lightning asks torch for one is for them to mend
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
 )
 
@@ -194,6 +196,7 @@ class ThawCLI(LightningCLI):
             value = config[option.removeprefix("trainer.")]
             if value is False or value not in (None, True, 0):
                 raise UserError(f"{option} is not offered: {why}")
+        config.profiler = config.profiler or Unprofiled()
         config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:
             config.logger = self._logger()
@@ -366,6 +369,7 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what --trainer.profiler was asked for
     try:
         _check_order(args)
         ThawCLI(
@@ -396,12 +400,23 @@ def main(args: Sequence[str] | None = None) -> None:
             "error: the disk is full. Free some room; a training with a last.ckpt can go on from it.", file=sys.stderr
         )
         raise SystemExit(1) from None
-    except SIGTERMException:  # outside of the steps of a training, where nothing is to be saved
-        print("stopped by SIGTERM", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
+    # Outside of the steps of a training, where nothing is to be saved:
+    except SIGTERMException:
+        _leave(signal.SIGTERM)
+    except KeyboardInterrupt:
+        _leave(signal.SIGINT)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes it an ordinary end, with code 1
+            _leave(signal.SIGINT)
+        raise
+
+
+def _leave(by: signal.Signals) -> NoReturn:
+    print(f"stopped by {by.name}", file=sys.stderr)
+    raise SystemExit(128 + by) from None
 
 
 if __name__ == "__main__":

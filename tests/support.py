@@ -121,11 +121,13 @@ def hash_of(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def run(*words: str, check: bool = True, threads: int | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, check: bool = True, threads: int | None = None, warnings: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "src.cli", *words],
+        [sys.executable, *([] if warnings else ["-W", "ignore"]), "-m", "src.cli", *words],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if check and done.returncode:

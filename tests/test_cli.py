@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import logging
 import math
 import re
 import shutil
@@ -21,6 +22,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.profilers import Profiler
 from PIL import Image
 from support import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,6 +34,7 @@ from src.callbacks.summary import Summary
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import main
 from src.data.datamodule import ImageDataModule
+from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
 from src.run_directory import RunOptions
 
@@ -396,21 +399,53 @@ def test_resuming_when_the_time_is_over_is_refused(borrowed: Run, capsys: pytest
     assert "trainer.max_time is 1:00:00, and counts the 1:00:00 that" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["validate", "test"])  # a prediction is finished first
-def test_sigterm_outside_of_a_training_is_no_success(
-    borrowed: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+@pytest.mark.parametrize(
+    ("command", "name"),  # of a prediction SIGTERM waits for the end
+    [("validate", "SIGTERM"), ("test", "SIGTERM"), ("validate", "SIGINT"), ("test", "SIGINT"), ("predict", "SIGINT")],
+)
+def test_a_signal_outside_of_a_training_is_no_success(
+    borrowed: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, name: str
 ) -> None:
     step = getattr(TransferClassifier, f"{'validation' if command == 'validate' else command}_step")
+    handler = signal.getsignal(signal.SIGINT)
 
     def interrupted(self: TransferClassifier, batch: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(getattr(signal, name))
         return step(self, batch)
 
     monkeypatch.setattr(TransferClassifier, step.__name__, interrupted)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            execute(command, *sample("--run.root", str(borrowed.root)), "--data.batch_size", "4")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
+    assert stopped.value.code == {"SIGTERM": 143, "SIGINT": 130}[name]
+    assert capsys.readouterr().err == f"stopped by {name}\n"
+
+
+def test_ctrl_c_before_anything_runs_ends_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sample, "load", lambda self: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as stopped:
-        execute(command, *sample("--run.root", str(borrowed.root)), "--data.batch_size", "4")
-    assert stopped.value.code == 143
-    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+        execute("fit", *sample("--run.root", str(tmp_path)))
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "stopped by SIGINT\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_profiler_reports_and_without_one_none_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    reports = StringIO()
+    handler, logger = logging.StreamHandler(reports), logging.getLogger("lightning.pytorch.profilers")
+    logger.addHandler(handler)
+    try:
+        execute("fit", *words, "--trainer.profiler", "simple")
+        assert "FIT Profiler Report" in reports.getvalue()
+        monkeypatch.setattr(Profiler, "profile", lambda self, action: pytest.fail(f"asked for {action}"))
+        execute("fit", *words)
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_a_stop_comes_though_every_step_is_followed_by_a_validation(tmp_path: Path) -> None:

@@ -368,6 +368,8 @@ def test_libraries_are_silent(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["error: data.batch_size is 1: BatchNorm in the head needs at least 2."]
     assert list(tmp_path.iterdir()) == []
+    words = [*shlex.split(SAMPLE), "--trainer.max_epochs", "1", "--run.root", str(tmp_path)]
+    assert run("fit", *words, warnings=True).stderr == ""
 
 
 def test_the_seed_is_not_announced(fail: Fail) -> None:

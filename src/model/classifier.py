@@ -94,6 +94,13 @@ class TransferClassifier(LightningModule):
         self.test_time_augmentation = test_time_augmentation
         self.averaged_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of each hook that runs, some fifty a step, and a module looks for parameters first.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def load_pretrained(self) -> None:
         """Load the backbone's weights; whoever restores a checkpoint instead need not have them.
 

@@ -39,9 +39,11 @@ def _gather_in_memory_order(optimizer: torch.optim.Adam) -> None:
     ) -> Any:
         result = gather(group, parameters, gradients, *others)
         if group["fused"] and parameters and parameters[0].device.type == "cpu":
-            orders = [memory_order(parameter) for parameter in parameters]
+            orders = [None if parameter.is_contiguous() else memory_order(parameter) for parameter in parameters]
             for tensors in (parameters, gradients, *others):  # others: averages, and numbers of steps
-                tensors[:] = [t.permute(order) if t.ndim else t for t, order in zip(tensors, orders, strict=False)]
+                tensors[:] = [
+                    t.permute(order) if order and t.ndim else t for t, order in zip(tensors, orders, strict=False)
+                ]
             gradients[:] = [gradient.contiguous() for gradient in gradients]  # copies only what lies otherwise
         return result
 

@@ -336,6 +336,14 @@ def test_seed_changes_order_and_pictures(tmp_path: Path) -> None:
     assert not any(torch.equal(image, second[place]) for place, image in first.items())
 
 
+def test_a_batch_is_sent_only_where_it_is_not() -> None:
+    data = set_up()
+    batch = data.datasets["train"][[0, 1]]
+    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+    sent = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert all(part.device.type == "meta" for part in (sent.inputs, sent.labels, sent.indices))
+
+
 def test_features_pass_unchanged() -> None:
     features = Batch(torch.randn(2, 512, 2, 2), torch.zeros(2).long(), torch.arange(2), entry=14)
     assert set_up().on_after_batch_transfer(features, 0) is features
