@@ -95,7 +95,7 @@ class TransferClassifier(LightningModule):
         self.averaged_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the name of each hook that runs, some fifty a step, and a module looks for parameters first.
+        # Lightning notes which hook runs, some forty times a step, and a module would look for parameters each time.
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
