@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -36,6 +35,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.sampling import taken_batches
 from src.errors import UserError
+from src.files import user_path
 from src.lean_loop import Unprofiled
 from src.model.classifier import TransferClassifier
 from src.model.vgg import expected_input
@@ -131,7 +131,7 @@ class ThawCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.options = RunOptions(**config.run)
-        self.options.root = os.path.expandvars(os.path.expanduser(self.options.root))  # as Lightning's logger does
+        self.options.root = str(user_path(self.options.root))  # as Lightning's logger does
         self.name = run_name(self.options, [Path(str(path)) for path in config.config or []])
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
         self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
@@ -238,7 +238,7 @@ class ThawCLI(LightningCLI):
             self._load_weights()
         cache = config.feature_cache
         if cache.views is not None and cache.folder is not None and not trainer.fast_dev_run:
-            make_folder(Path(cache.folder), "features", "--feature_cache.folder")
+            make_folder(cache.folder, "features", "--feature_cache.folder")
         if isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
 

@@ -1,4 +1,4 @@
-"""Write files so that a reader, or a killed run, never finds half of one."""
+"""Paths as users write them, and files of which a reader, or a killed run, never finds half."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def user_path(text: str) -> Path:
+    """Turn a path as a user writes it, with `~` and `$VARIABLES`, into one; shells leave those after a `=`."""
+    return Path(os.path.expandvars(os.path.expanduser(text)))
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -
         now: The data module's identity.
     """
     saved = {**now, **content.get("ImageDataModule", {}).get("identity", {})}
-    if saved["images"] != now["images"]:
+    if any(saved[part] != now[part] for part in ("images", "files")):
         raise UserError(
             f"'{path}' was trained on other images, or on another split of them, so that what it saw may now validate: "
             f"give the data, data.val_fraction and data.split_seed of its run, or start anew: --run.warm_start {path}."

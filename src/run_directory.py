@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from src.callbacks.checkpoints import BEST, FOLDER, LAST
 from src.callbacks.history import BATCH_PREFIX
 from src.errors import UserError
+from src.files import user_path
 
 _VERSION = "version_"
 _FINAL_METRICS = {"best/val_acc": "val/acc", "final/test_acc": "test/acc", "final/test_loss": "test/loss"}
@@ -116,7 +117,7 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
         UserError: There is no such file, or no such run.
     """
     if wanted not in ("best", "last"):
-        path = Path(wanted)
+        path = user_path(wanted)
         if not path.is_file():
             raise UserError(f"no checkpoint '{path}'. Give a file, or 'best' or 'last' for the newest run.")
         return path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.files import replacing
+from src.files import replacing, user_path
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -20,6 +20,13 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 def write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def test_user_path_is_what_a_shell_would_make_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", "features")
+    assert user_path("~/data/$WHERE") == tmp_path / "data" / "features"
+    assert user_path("data") == Path("data")
 
 
 def test_file_appears_when_the_block_ends(tmp_path: Path) -> None:

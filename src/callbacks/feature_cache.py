@@ -18,6 +18,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.features import FeatureStore, digest
 from src.errors import UserError
+from src.files import user_path
 from src.model.classifier import TransferClassifier
 from src.model.vgg import output_shapes
 
@@ -41,7 +42,8 @@ class FrozenFeatureCache(Callback):
         place: Keep features in memory (where the images are: `data.on_device`), or on disk in the run directory,
             where a resumed run finds them again.
         folder: With place disk: keep them here instead, for good, so that other runs find them whose frozen layers,
-            images, augmentation and seed are the same.
+            images, augmentation and seed are the same. Empty it after a loss of power: what was marked as there may not
+            have reached the disk.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class FrozenFeatureCache(Callback):
         self.views = views
         self.limit_gib = limit_gib
         self.place = place
-        self.folder = folder
+        self.folder = None if folder is None else user_path(folder)
         self.directory = Path()
         self.stores: dict[str, FeatureStore] = {}
         self.stage: int | None = None
@@ -134,7 +136,7 @@ class FrozenFeatureCache(Callback):
     def _folder(self, origin: dict[str, Any], split: str) -> Path:
         if self.folder is None:
             return self.directory / split
-        return Path(self.folder) / f"{split}-{blake2b(repr(origin).encode(), digest_size=8).hexdigest()}"
+        return self.folder / f"{split}-{blake2b(repr(origin).encode(), digest_size=8).hexdigest()}"
 
     def _keep(self, batch: Batch, features: Tensor, split: str) -> None:
         if split in self.stores:

@@ -105,7 +105,10 @@ class PredictionWriter(Callback):
     def _write(self, predictions: Predictions, data: ImageDataModule) -> None:
         dataset = data.datasets["test"]
         path = self.directory / PREDICTIONS_CSV
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["image", "true", "predicted", *(f"p({name})" for name in data.classes)])
             for index, label, row in zip(*(column.tolist() for column in predictions), strict=True):

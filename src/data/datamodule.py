@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -55,6 +56,11 @@ class ArrayDataset(Dataset):
         """Give what differs where images were added, left out or split otherwise: their numbers and their labels."""
         return self.chosen, self.labels[self.chosen.to(self.labels.device)]
 
+    def file_names(self) -> Tensor:
+        """Give the images' names in one array of bytes; none where the source has no files."""
+        names = "\0".join(self.names[index] for index in self.chosen.tolist()) if self.names else ""
+        return torch.from_numpy(np.frombuffer(os.fsencode(names), np.uint8).copy())
+
     def name_of(self, index: int) -> str:
         """Name an image: its file, or its number where the source has no files."""
         return str(index) if self.names is None else self.names[index]
@@ -106,6 +112,11 @@ class ImageDataModule(LightningDataModule):
             raise UserError(
                 "data.standardize is 'weights', but the model's weights do not say what input they expect: give "
                 "--model.weights_input IMAGENET1K_FEATURES or IMAGENET1K_V1, or use --data.standardize dataset."
+            )
+        if input_size is not None and input_size < source.image_size:
+            raise UserError(
+                f"data.input_size is {input_size}, and enlarges only: the images have {source.image_size} pixels. "
+                "Smaller ones of a folder: data.source.init_args.image_size."
             )
         self.source = source
         self.batch_size = batch_size
@@ -169,8 +180,11 @@ class ImageDataModule(LightningDataModule):
         Args:
             processes: How many share the images; before a training begins only its trainer knows.
         """
-        parts = [tensor for split in ("train", "val") for tensor in self.datasets[split].identity()]
-        return {"images": digest(parts), "batch_size": self.batch_size, "processes": processes}
+        datasets = [self.datasets[split] for split in ("train", "val")]
+        images = digest(part for dataset in datasets for part in dataset.identity())
+        # Where one file takes another one's place, numbers and labels stay, and the split falls elsewhere.
+        files = digest(dataset.file_names() for dataset in datasets)
+        return {"images": images, "files": files, "batch_size": self.batch_size, "processes": processes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if tuple(state_dict["classes"]) != tuple(self.classes):

@@ -19,6 +19,7 @@ from src.errors import UserError
 from src.files import umask
 
 VALUES, FILLED, ORIGIN = "values.bin", "filled.bin", "origin.json"
+VERSION = 1  # raise it when the same images, weights and settings would give other features
 
 _CPU = torch.device("cpu")
 
@@ -63,7 +64,13 @@ class FeatureStore:
                 self.filled.append(torch.zeros(len(own), dtype=torch.bool, device=device))
                 continue
             path, size = folder / f"view-{view}", len(own) * math.prod(shape)
-            whole = {**(origin or {}), "rows": digest([own]), "shape": list(shape), "dtype": str(dtype)}
+            whole = {
+                **(origin or {}),
+                "version": VERSION,
+                "rows": digest([own]),
+                "shape": list(shape),
+                "dtype": str(dtype),
+            }
             try:
                 if _prepare(path, whole, {VALUES: size * dtype.itemsize, FILLED: len(own)}):
                     made.append(path)
@@ -142,9 +149,9 @@ def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> boo
     made = None
     try:
         if folder.exists():
-            if (folder / ORIGIN).exists() and (folder / ORIGIN).read_text() == text:
-                for name, size in sizes.items():
-                    _reserve(folder / name, size)  # an earlier version did not
+            # A copy that was cut short lacks files, or parts of them; filled up they would pass for features of zeros.
+            whole = all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes)
+            if whole and (folder / ORIGIN).is_file() and (folder / ORIGIN).read_text() == text:
                 return False
             shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -169,11 +176,11 @@ def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> boo
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file so many bytes long, with room for all of them; what it holds stays.
+    """Make a file of so many zero bytes, with room for all of them.
 
     Without room the first write to a file in memory would end the process (SIGBUS), and leave no message.
     """
-    with path.open("ab") as file:
+    with path.open("w+b") as file:  # where a file system cannot reserve, glibc reads and writes instead
         if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:

@@ -18,6 +18,7 @@ from torchvision.models import VGG16_Weights
 
 from src.download import fetch
 from src.errors import UserError
+from src.files import user_path
 from src.model.small_maps import convolve, store_by_tap
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
@@ -157,7 +158,7 @@ class VGGBackbone(nn.Sequential):
         Raises:
             UserError: The file is absent and cannot be downloaded, is no state dict, or lacks a layer.
         """
-        path = _download(weights) if weights in _PUBLISHED else Path(weights)
+        path = _download(weights) if weights in _PUBLISHED else user_path(weights)
         self.load_state_dict(self._translate(_read(path), path))
 
     def _translate(self, state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -214,7 +215,7 @@ def expected_input(weights: str | None, weights_input: str | None) -> InputScale
         return None
     if weights in _PUBLISHED:
         return _PUBLISHED[weights].expects
-    return _input_of_checkpoint(_open(Path(weights)))
+    return _input_of_checkpoint(_open(user_path(weights)))
 
 
 def _input_of_checkpoint(content: Any) -> InputScale | None:

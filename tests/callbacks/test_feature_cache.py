@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from support import REPOSITORY, needs_int8, run
 
 from src.cli import main
-from src.data.features import FeatureStore
+from src.data.features import FILLED, VALUES, FeatureStore
 from src.errors import UserError
 from src.model.classifier import TransferClassifier
 
@@ -175,6 +176,27 @@ def store(folder: Path | None, seed: int = 0) -> FeatureStore:
     """Keep two views of the images 0, 2, 4, 5 and 1 of seven."""
     own, origin = torch.tensor([0, 2, 4, 5, 1]), {"seed": seed}
     return FeatureStore(7, own, 2, (4, 1, 1), torch.float32, entry=14, folder=folder, origin=origin)
+
+
+@pytest.mark.parametrize("name", [VALUES, FILLED])
+@pytest.mark.parametrize("size", [None, 3])
+def test_features_of_which_a_copy_lacks_something_are_made_anew(tmp_path: Path, name: str, size: int | None) -> None:
+    store(tmp_path).put(torch.tensor([4, 0]), torch.randn(2, 4, 1, 1))
+    assert store(tmp_path).get(torch.tensor([4, 0])) is not None
+    path = tmp_path / "view-0" / name
+    path.unlink() if size is None else os.truncate(path, size)
+    assert store(tmp_path).get(torch.tensor([4, 0])) is None
+
+
+def test_room_is_reserved_where_the_file_system_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc then reads and writes instead, for which it needs a file that is open for both and not for appending."""
+
+    def reserve(file: int, start: int, size: int) -> None:
+        assert fcntl.fcntl(file, fcntl.F_GETFL) & (os.O_RDWR | os.O_APPEND) == os.O_RDWR
+        os.truncate(file, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    assert store(tmp_path).get(torch.tensor([4, 0])) is None
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,14 @@ def make_trainer(folder: Path) -> Trainer:
 def written(folder: Path) -> list[dict[str, str]]:
     with (folder / PREDICTIONS_CSV).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_file_name_that_is_no_text_stands_as_it_is(tmp_path: Path) -> None:
+    data = make_data()
+    data.setup("test")
+    data.datasets["test"].names = [os.fsdecode(b"M\xfcller.png")] * 10
+    make_trainer(tmp_path).predict(Guesser(), data, return_predictions=False)
+    assert (tmp_path / PREDICTIONS_CSV).read_bytes().count(b"M\xfcller.png,") == 10
 
 
 @pytest.mark.parametrize("command", ["test", "predict"])

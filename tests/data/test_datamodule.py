@@ -17,6 +17,7 @@ from src.data.augment import Augmentation
 from src.data.datamodule import ArrayDataset, ImageDataModule
 from src.data.sources import Images, Source
 from src.errors import UserError
+from src.preflight import check_data
 
 N, N_TEST, SIDE = 40, 9, 8  # 28 images to train on, 12 to validate
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -397,6 +398,19 @@ def test_checkpoint_brings_its_statistics(tmp_path: Path) -> None:
     assert not torch.equal(other.statistics, set_up(Noise(seed=1), split_seed=5).statistics)
     shown = torch.stack([recorder.eval_seen["test", index] for index in range(N_TEST)])
     assert torch.equal(shown, trained.standardized(pixels))
+
+
+def test_identity_changes_where_one_file_takes_the_place_of_another() -> None:
+    """A file fewer at the beginning of a class, and one more at its end: numbers and labels are the same."""
+    source = Noise()
+    before, same = set_up(source).identity(1), set_up(Noise()).identity(1)
+    assert before == same
+    train = source.images["train"]
+    source.images["train"] = Images(train.pixels, train.labels, [*train.names[1:], "train/new.png"])
+    after = set_up(source).identity(1)
+    assert {name for name in before if before[name] != after[name]} == {"files"}
+    with pytest.raises(UserError, match="was trained on other images"):
+        check_data(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}, after)
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog", "cow"), ("dog", "cat"), ("cat",)])

@@ -1,13 +1,16 @@
 """`ImageFolder` on small folders of every kind of image."""
 
 import os
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.data.sources import ImageFolder, folder
 from src.errors import UserError
@@ -128,6 +131,41 @@ def test_exif_turns_the_image_upright(root: Path) -> None:
     assert pixels[16:].max() == 0
 
 
+def test_exif_whose_other_tags_are_broken_turns_the_image_too(root: Path) -> None:
+    """Pillow's own `exif_transpose` writes all tags anew, and fails with a resolution that is text."""
+    orientation = (0x0112, 3, 1, 6 << 16)  # a short: 6
+    resolution = (0x011A, 2, 4, int.from_bytes(b"abc\0"))  # text, where two numbers should be
+    tags = struct.pack(">2sHIH", b"MM", 42, 8, 2) + struct.pack(">HHII", *orientation)
+    tags += struct.pack(">HHII", *resolution) + bytes(4)
+    upper_half = np.zeros((32, 32, 3), dtype=np.uint8)
+    upper_half[:16] = 255
+    Image.fromarray(upper_half).save(root / "train" / "cat" / "a.png", exif=b"Exif\0\0" + tags)
+    pixels = load(root)["train"].pixels[0, 0]
+    assert pixels[:, 16:].min() == 255
+    assert pixels[:, :16].max() == 0
+
+
+def test_every_orientation_is_pillows(root: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation  # 1 to 8 mean something
+        path = root / "train" / "cat" / "a.png"
+        Image.fromarray(pixels).save(path, exif=exif)
+        with Image.open(path) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
+        assert np.array_equal(load(root)["train"].pixels[0], expected), orientation
+
+
+def test_two_hundred_megapixels_are_no_attack() -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 16320, 12240, 8, 2, 0, 0, 0)
+    file = BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b""))
+    assert Image.open(file).size == (16320, 12240)
+
+
 def test_right_size_keeps_pixels_and_other_sizes_are_antialiased(root: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(root / "train" / "cat" / "a.png")
@@ -179,6 +217,23 @@ def test_cache_goes_to_the_user_folder_when_the_root_cannot_be_written(
     assert len(list(user_cache.rglob("*.npy"))) == 2
 
 
+def test_decoded_images_that_another_user_keeps_private_are_decoded_anew(
+    root: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(root)
+    access, save = os.access, folder._save
+
+    def refuse(pixels: np.ndarray, path: Path) -> None:
+        if folder.CACHE in str(path):
+            raise PermissionError(13, "Permission denied")
+        save(pixels, path)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: folder.CACHE not in str(path) and access(path, mode))
+    monkeypatch.setattr(folder, "_save", refuse)
+    assert len(load(root)["train"]) == 3
+    assert len(list(user_cache.rglob("*.npy"))) == 2
+
+
 def test_nowhere_to_write_is_an_error_of_one_line(root: Path, user_cache: Path) -> None:
     (root / folder.CACHE).write_text("")
     user_cache.write_text("")
@@ -206,15 +261,53 @@ def test_all_unreadable_files_are_named_at_once(root: Path) -> None:
     whole = (root / "train" / "cat" / "a.png").read_bytes()
     (root / "train" / "cat" / "a.png").write_bytes(whole[: len(whole) // 2])
     (root / "train" / "cat" / "link.png").symlink_to("nowhere.png")
+    (root / "train" / "cat" / "loop.png").symlink_to("loop.png")
     for number in range(10):
         (root / "test" / "dog" / f"{number}.jpg").write_bytes(b"no image")
     with pytest.raises(UserError) as refusal:
         load(root)
     message = str(refusal.value)
     assert "\n" not in message
-    assert all(name in message for name in ("train/cat/a.png", "train/cat/link.png", "test/dog/7.jpg"))
-    assert message.endswith("and 2 more")
-    assert "8.jpg" not in message
+    assert all(
+        name in message for name in ("train/cat/a.png", "train/cat/link.png", "train/cat/loop.png", "test/dog/6.jpg")
+    )
+    assert message.endswith("and 3 more")
+    assert "7.jpg" not in message
+
+
+def test_linked_folders_count_once_and_loops_end(root: Path, tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "deep" / "c.png")
+    (root / "train" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "cat" / "more again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "train" / "cat")
+    names = load(root)["train"].names
+    assert names == ["train/cat/a.png", "train/cat/b.png", "train/cat/more/deep/c.png", "train/dog/a.png"]
+
+
+@pytest.mark.parametrize("place", ["train", "train/cat", "train/cat/nested"])
+def test_folder_without_permission_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (root / "train" / "cat" / "nested").mkdir()
+    scandir, listdir = os.scandir, os.listdir
+
+    def refuse(path: Any) -> None:
+        if str(path) == str(root / place):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(path) or scandir(path))
+    monkeypatch.setattr(os, "listdir", lambda path: refuse(path) or listdir(path))
+    with pytest.raises(UserError, match=f"{root / place} cannot be read: Permission denied"):
+        _ = ImageFolder(str(root)).classes
+
+
+def test_class_whose_name_is_no_text_is_refused(root: Path) -> None:
+    write(root / "train" / os.fsdecode(b"caf\xe9") / "a.png")
+    with pytest.raises(UserError, match="names are not UTF-8"):
+        _ = ImageFolder(str(root)).classes
+
+
+def test_root_may_begin_with_the_home_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert ImageFolder("~/images").classes == ("cat", "dog")
 
 
 def remove_all(root: Path) -> None:

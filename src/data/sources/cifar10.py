@@ -10,6 +10,7 @@ import numpy as np
 from src.data.sources.base import Images, Source
 from src.download import fetch
 from src.errors import UserError
+from src.files import user_path
 
 OFFLINE_HINT = (
     "add `--config configs/with/sample.yaml` (the built-in sample) "
@@ -28,7 +29,7 @@ class CIFAR10(Source):
     """
 
     def __init__(self, root: str = "data", url: str | None = None) -> None:
-        self.root = Path(root)
+        self.root = user_path(root)
         self.url = url
 
     @property

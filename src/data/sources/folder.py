@@ -11,18 +11,30 @@ from tempfile import gettempdir
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from src.data.sources.base import Images, Source
 from src.errors import UserError
-from src.files import replacing
+from src.files import replacing, user_path
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 CACHE = ".thaw-cache"
 CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
 CHUNK = 64  # images a thread decodes at a time
+
+Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that telephones take
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by EXIF's number of its orientation."""
 
 
 class ImageFolder(Source):
@@ -43,7 +55,7 @@ class ImageFolder(Source):
     def __init__(self, root: str, image_size: int = 32) -> None:
         if image_size < 1:
             raise UserError(f"image_size is {image_size}; choose a positive number of pixels")
-        self.root = Path(root)
+        self.root = user_path(root)
         self.image_size = image_size
 
     @property
@@ -83,12 +95,16 @@ class ImageFolder(Source):
 
     @cached_property
     def _listing(self) -> "_Listing":
-        return _list(self.root)
+        try:
+            return _list(self.root)
+        except OSError as error:
+            where = error.filename or self.root
+            raise UserError(f"{where} cannot be read: {error.strerror}; mend that, or set another root") from error
 
     def _cached(self, split: str) -> Path | None:
         """Return the file with the decoded split, if there is one."""
         paths = [folder / self._cache_name(split) for folder in _cache_folders(self.root)]
-        return next((path for path in paths if path.is_file()), None)
+        return next((path for path in paths if os.access(path, os.R_OK)), None)  # another user's may be private
 
     def _cache_name(self, split: str) -> str:
         key = hashlib.sha256(f"{CACHE_VERSION}".encode())
@@ -133,6 +149,8 @@ def _list(root: Path) -> _Listing:
     if not (root / "train").is_dir():
         raise UserError(f"{root} has no folder train/; put the training images in {root}/train/<class>/")
     classes = _subfolders(root / "train")
+    if odd := [name for name in classes if not _is_text(name)]:
+        raise UserError(f"{root / 'train'} has class folders whose names are not UTF-8: {_shorten(odd)}; rename them")
     if len(classes) < 2:
         found = f"only the class folder {classes[0]!r}" if classes else "no class folders"
         raise UserError(f"{root / 'train'} has {found}; make one folder for each of at least two classes")
@@ -157,9 +175,15 @@ def _list_split(root: Path, split: str, classes: list[str]) -> list[_File]:
 
 def _list_class(root: Path, split: str, name: str, label: int) -> list[_File]:
     files = []
-    for folder, subfolders, names in os.walk(root / split / name):
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root / split / name, onerror=_raise, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:  # a link to a folder above it, or a second one to the same
+            subfolders.clear()
+            continue
+        seen.add(place)
         inner = Path(folder).relative_to(root).as_posix()
-        subfolders[:] = [sub for sub in subfolders if not sub.startswith(".")]
+        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
         for file in names:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
                 status = _status(os.path.join(folder, file))
@@ -170,8 +194,20 @@ def _list_class(root: Path, split: str, name: str, label: int) -> list[_File]:
 def _status(path: str) -> os.stat_result:
     try:
         return os.stat(path)
-    except FileNotFoundError:  # a broken link, which decoding will name
+    except OSError:  # a broken link, which decoding will name
         return os.lstat(path)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -206,6 +242,8 @@ def _decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarra
         for index in range(start, min(start + CHUNK, len(paths))):
             try:
                 pixels[index] = _decode(paths[index], size)
+            except MemoryError as error:
+                raise UserError(f"{paths[index]} takes more memory than there is; make it smaller") from error
             except Exception:  # broken bytes surface as errors of many types
                 failed.append(index)
         return failed
@@ -224,10 +262,19 @@ def _decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarra
 def _decode(path: Path, size: int) -> np.ndarray:
     """Return one image as RGB, uint8, (3, size, size)."""
     with Image.open(path) as image:
-        upright = _to_rgb(ImageOps.exif_transpose(image))
+        upright = _to_rgb(_upright(image))
     if upright.size != (size, size):
         upright = upright.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(upright).transpose(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's own way writes all the other tags anew, and fails where one of them has a type that it should not have.
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken bytes surface as errors of many types
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -62,6 +62,8 @@ class Sample(Source):
     def __init__(self, size: int = 2500, seed: int = 777) -> None:
         if size < 5 * len(SHAPES):
             raise UserError(f"sample size {size} is too small; choose at least {5 * len(SHAPES)}")
+        if seed < 0:
+            raise UserError(f"sample seed {seed} is negative; choose 0 or more")
         self.size = size
         self.seed = seed
 
