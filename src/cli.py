@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -16,9 +17,10 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from src.callbacks.averaging import averages_weights
@@ -27,6 +29,7 @@ from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
 from src.callbacks.history import History
 from src.callbacks.predictions import PredictionWriter
+from src.callbacks.replicas import SharedStatistics
 from src.callbacks.seeding import StepSeed
 from src.callbacks.stopping import GracefulStop, Stopped
 from src.callbacks.summary import Summary
@@ -46,11 +49,13 @@ from src.preflight import (
     check_configs,
     check_data,
     check_device,
+    check_end,
     check_fit,
     check_int8,
     check_monitors,
     check_optimizer,
     check_time,
+    check_whole,
     make_folder,
     read_checkpoint,
 )
@@ -106,7 +111,7 @@ class ThawCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        helps = {option: f"Not offered: {why}" for option, why in _NOT_OFFERED.items()}
+        helps = {option: f"Not offered: {why}" for option, (_, why) in _NOT_OFFERED.items()}
         for action in parser._actions:  # what Lightning says of them does not hold here
             action.help = {**helps, "ckpt_path": _CKPT_PATH}.get(action.dest, action.help)
         return parser
@@ -159,7 +164,11 @@ class ThawCLI(LightningCLI):
             known = self.subcommand == "fit" or frozen.get("depth") == 0 or bool(frozen.get("ranges"))
             check_int8(device, known, self.checkpoint)
         if self.checkpoint is not None:
-            if self.subcommand == "fit":
+            if self.subcommand != "fit":  # curves go on at the epoch of the checkpoint, instead of at the first
+                self.trainer.fit_loop.epoch_progress.current.completed = content.get("epoch", 0)
+                self._check_place(self.checkpoint)
+            else:
+                check_whole(self.checkpoint, content)
                 if self.trainer.max_steps != -1 and not self.config_init[self.subcommand].trainer.fast_dev_run:
                     raise UserError(
                         "a run with trainer.max_steps cannot be continued, for Lightning would count its epochs wrong: "
@@ -175,12 +184,26 @@ class ThawCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
         if self.checkpoint is not None and self.subcommand == "fit":
             check_data(self.checkpoint, content, self.datamodule.identity(self.trainer.world_size))
+            if not self.config_init[self.subcommand].trainer.fast_dev_run:
+                check_end(self.checkpoint, content, self.trainer.max_epochs)
             timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
             check_time(self.checkpoint, content, timers)
 
+    def _check_place(self, checkpoint: Path) -> None:
+        """Find out whether results of a checkpoint can be kept where they belong: in its run, if it has one."""
+        run = run_of(checkpoint)
+        if run is not None and not os.access(run, os.W_OK):
+            raise UserError(
+                f"results of '{checkpoint}' belong to its run, and '{run}' cannot be written to: copy the checkpoint "
+                "elsewhere, and give the copy as --ckpt_path."
+            )
+        if run is None and isinstance(self.trainer.logger, RunLogger):
+            make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
-        config.enable_progress_bar = sys.stderr.isatty() and config.enable_progress_bar is not False
+        shown = sys.stderr.isatty() or _progress_bars(config)
+        config.enable_progress_bar = bool(shown) and config.enable_progress_bar is not False
         for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if config[option] is not None and config[option] < 1:
                 raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
@@ -192,10 +215,14 @@ class ThawCLI(LightningCLI):
             raise UserError(
                 f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed."
             )
-        for option, why in _NOT_OFFERED.items():
-            value = config[option.removeprefix("trainer.")]
-            if value is False or value not in (None, True, 0):
+        for option, (unset, why) in _NOT_OFFERED.items():
+            if config[option.removeprefix("trainer.")] not in unset:
                 raise UserError(f"{option} is not offered: {why}")
+        strategy = config.strategy
+        if isinstance(strategy, str) and strategy not in _STRATEGIES:
+            raise UserError(f"trainer.strategy is '{strategy}': expected {' or '.join(_STRATEGIES)}.")
+        if not isinstance(strategy, (str, SingleDeviceStrategy, DDPStrategy)) or _forks(strategy):
+            raise UserError(f"trainer.strategy {type(strategy).__name__} is not supported so: use auto or ddp.")
         config.profiler = config.profiler or Unprofiled()
         config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:
@@ -203,7 +230,7 @@ class ThawCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError) as error:
+        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserError(plain_trainer(str(error))) from error
 
     def _logger(self) -> RunLogger:
@@ -214,8 +241,8 @@ class ThawCLI(LightningCLI):
 
     def _callbacks(self, config: Namespace) -> list[Callback]:
         seed = self.config_init[self.subcommand].seed_everything
-        callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(seed)]
-        if config.enable_progress_bar:
+        callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(seed), SharedStatistics()]
+        if config.enable_progress_bar and not _progress_bars(config):
             callbacks.append(TQDMProgressBar(refresh_rate=20))
         if config.fast_dev_run:  # it has none of those that a checkpoint knows
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
@@ -289,6 +316,8 @@ class ThawCLI(LightningCLI):
                 metrics |= found
         if self.trainer.is_global_zero:
             assert isinstance(self.trainer.logger, RunLogger)
+            if not best.best_model_path:
+                print("no epoch was validated, so that there is no best checkpoint, and no test")
             self.trainer.logger.log_final(metrics)
             self._report(metrics)
 
@@ -315,12 +344,18 @@ class ThawCLI(LightningCLI):
         print("  " + ", ".join(files), flush=True)
 
 
-_NOT_OFFERED = {
-    "trainer.logger": "every run has TensorBoard's files and history.csv.",
-    "trainer.default_root_dir": "--run.root says where runs are kept.",
-    "trainer.overfit_batches": "every epoch has its own order. Train on a folder of a few images instead "
-    "(configs/with/folder.yaml).",
+_NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "trainer.logger": ((None, True), "every run has TensorBoard's files and history.csv."),
+    "trainer.enable_checkpointing": ((None, True), "every run keeps its best and its last checkpoint."),
+    "trainer.barebones": ((None, False), "a run has its checkpoints and its curves."),
+    "trainer.default_root_dir": ((None,), "--run.root says where runs are kept."),
+    "trainer.overfit_batches": (
+        (None, 0),
+        "every epoch has its own order. Train on a folder of a few images instead (configs/with/folder.yaml).",
+    ),
 }
+"""Options of Lightning's: what leaves them alone, and why not."""
+_STRATEGIES = ("auto", "ddp")
 _CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
@@ -331,6 +366,15 @@ def _checked_seed(seed: bool | int) -> int:
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything is {json.dumps(seed)}: choose a seed from 0 to {2**32 - 1}.")
     return seed
+
+
+def _progress_bars(config: Namespace) -> list[Callback]:
+    return [callback for callback in _listed(config.callbacks) if isinstance(callback, ProgressBar)]
+
+
+def _forks(strategy: Any) -> bool:
+    # Only what the first process knows at the end is reported; started otherwise it is not one of those that train.
+    return getattr(strategy, "_start_method", "popen") != "popen"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -146,6 +146,34 @@ def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -
             )
 
 
+def check_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse to continue from weights alone.
+
+    Args:
+        path: The checkpoint, for the message.
+        content: What it holds.
+    """
+    if not {"optimizer_states", "loops", "callbacks"} <= content.keys():
+        raise UserError(
+            f"'{path}' holds weights only, and no training can go on from it: start anew with --run.warm_start {path}."
+        )
+
+
+def check_end(path: Path, content: Mapping[str, Any], max_epochs: int | None) -> None:
+    """Refuse to continue a training beyond its end.
+
+    Args:
+        path: The checkpoint, for the message.
+        content: What it holds.
+        max_epochs: How many epochs there are to be; None or -1 for no end.
+    """
+    if max_epochs not in (None, -1) and max_epochs <= content["epoch"]:
+        raise UserError(
+            f"trainer.max_epochs is {max_epochs}, and '{path}' is of epoch {content['epoch']}, counted from 0: give at "
+            f"least {content['epoch'] + 1}."
+        )
+
+
 def check_time(path: Path, content: Mapping[str, Any], timers: Sequence[Timer]) -> None:
     """Refuse to continue a training whose time is over, for nothing would be trained.
 

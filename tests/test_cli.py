@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import signal
@@ -397,6 +398,90 @@ def test_resuming_when_the_time_is_over_is_refused(borrowed: Run, capsys: pytest
         execute("fit", *words, "00:01:00:00")
     assert stopped.value.code == 1
     assert "trainer.max_time is 1:00:00, and counts the 1:00:00 that" in capsys.readouterr().err
+
+
+def test_resuming_to_an_earlier_end_changes_nothing(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    path = borrowed.directory / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "epoch": 4}, path)
+    before = (borrowed.directory / "config.yaml").read_bytes()
+    words = sample("--ckpt_path", "last", "--run.root", str(borrowed.root))
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *words, "--trainer.max_epochs", "4")
+    assert stopped.value.code == 1
+    assert "trainer.max_epochs is 4" in (message := capsys.readouterr().err)
+    assert "give at least 5" in message
+    assert (borrowed.directory / "config.yaml").read_bytes() == before
+
+
+def test_resuming_from_weights_alone_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    path = borrowed.directory / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    for part in ("optimizer_states", "loops", "callbacks"):
+        content.pop(part)
+    torch.save(content, path)
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *sample("--ckpt_path", "last", "--run.root", str(borrowed.root)))
+    assert stopped.value.code == 1
+    assert "holds weights only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_run_that_cannot_be_written_to_is_named(
+    borrowed: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "version_1" and access(path, mode))
+    with pytest.raises(SystemExit) as stopped:
+        execute(command, *sample("--run.root", str(borrowed.root)))
+    assert stopped.value.code == 1
+    assert re.search(r"version_1' cannot be written to: copy the checkpoint", capsys.readouterr().err)
+
+
+def test_other_commands_add_to_the_curves_where_the_checkpoint_stands(borrowed: Run) -> None:
+    def points(tag: str) -> list[int]:
+        return [point.step for point in EventAccumulator(str(borrowed.directory)).Reload().Scalars(tag)]
+
+    path = borrowed.directory / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "epoch": 6}, path)
+    assert points("val/acc") == [0]
+    for command in ("validate", "test"):
+        execute(command, *sample("--run.root", str(borrowed.root)))
+    assert points("val/acc") == [0, 6]
+    assert points("test/acc") == [6]
+    assert json.loads((borrowed.directory / "test_report.json").read_text())["checkpoint"] == "best.ckpt"
+
+
+def test_a_training_without_validation_says_that_it_was_not_tested(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "2")
+    printed = execute("fit", *words)
+    assert "no epoch was validated, so that there is no best checkpoint, and no test" in printed
+
+
+def test_validation_within_an_epoch_stands_in_the_history_of_a_run_that_was_stopped_after_it(tmp_path: Path) -> None:
+    """Of five batches the third is followed by one, the fourth by the stop."""
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    words += ["--data.batch_size", "7", "--trainer.val_check_interval", "3"]
+    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 3"
+    execute("fit", *words, "--run.name", "straight")
+    with pytest.raises(SystemExit):
+        execute("fit", *words, "--run.name", "stopped", *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+    execute("fit", *words, "--run.name", "stopped", "--ckpt_path", "last")
+    straight, stopped = (
+        read_history(tmp_path / name / "version_0" / "history.csv") for name in ("straight", "stopped")
+    )
+    apart = ("images_per_second", "train_seconds")
+    assert [{k: v for k, v in row.items() if k not in apart} for row in stopped] == [
+        {k: v for k, v in row.items() if k not in apart} for row in straight
+    ]
+    assert "val/acc" in straight[0]
+
+
+def test_a_progress_bar_of_the_users_own_takes_the_place_of_ours(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    printed = execute("fit", *words, "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar")
+    assert "epoch   0" not in printed
 
 
 @pytest.mark.parametrize(

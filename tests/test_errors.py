@@ -164,6 +164,14 @@ OPTIONS = {
     "--trainer.accelerator foo": ["trainer.accelerator is 'foo': expected auto, cpu, "],
     "--trainer.devices 0": ["trainer.devices", "cpu", "1 or more"],
     "--trainer.strategy foo": ["trainer.strategy is 'foo'", "ddp"],
+    "--trainer.strategy ddp_spawn --trainer.devices 2": ["trainer.strategy is 'ddp_spawn': expected auto or ddp."],
+    "--trainer.strategy lightning.pytorch.strategies.DDPStrategy --trainer.strategy.start_method fork": [
+        "trainer.strategy DDPStrategy is not supported so",
+        "ddp",
+    ],
+    "--trainer.strategy fsdp": ["trainer.strategy is 'fsdp': expected auto or ddp."],
+    "--trainer.barebones true": ["trainer.barebones is not offered"],
+    "--trainer.enable_checkpointing false": ["trainer.enable_checkpointing is not offered"],
     "--trainer.precision bf16-true": ["trainer.precision bf16-true is not supported", "bf16-mixed"],
     "--trainer.precision 64-true": ["trainer.precision 64-true is not supported", "bf16-mixed"],
     "--trainer.overfit_batches 2": ["trainer.overfit_batches is not offered", "folder.yaml"],
@@ -176,6 +184,8 @@ OPTIONS = {
         "PolynomialAveraging and EMAWeightAveraging would both average the weights",
         "--trainer.callbacks",
     ],
+    "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging "
+    "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging": ["PolynomialAveraging", "more than one"],
     "--trainer.logger false": ["trainer.logger is not offered"],
     "--trainer.default_root_dir FILES": ["trainer.default_root_dir is not offered", "--run.root"],
     "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor val_acc": [

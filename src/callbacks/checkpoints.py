@@ -67,7 +67,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def checkpoints() -> list[ModelCheckpoint]:
-    """Make both callbacks; the best comes first, because Lightning resolves `best` by the first one."""
+    """Make both callbacks."""
     best = RunCheckpoint(
         filename=Path(BEST).stem, monitor="val/acc", mode="max", auto_insert_metric_name=False,
         enable_version_counter=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -35,7 +36,7 @@ class History(Checkpoint):
         """
         self.announce = announce
         self.rows: list[Row] = []
-        self.validated = False
+        self.validation: Row = {}  # the latest within the epoch
         self.trained = False
         self.before: Row | None = None  # of the epoch within which this run goes on
         self.directory = Path()
@@ -54,16 +55,24 @@ class History(Checkpoint):
         self.trained = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validated = True
+        if trainer.sanity_checking:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validation": self.validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validation = dict(state_dict["validation"])  # of an epoch that goes on after it
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # Lightning also keeps the values of validations in earlier epochs.
-        left_out = (BATCH_PREFIX,) if self.validated else (BATCH_PREFIX, "val/")
-        self.validated = False
-        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        row = {"epoch": float(trainer.current_epoch)}
-        row |= {name: value for name, value in metrics.items() if not name.startswith(left_out)}
+        own = {name: value for name, value in metrics.items() if not name.startswith((BATCH_PREFIX, "val/"))}
+        row = {"epoch": float(trainer.current_epoch)} | dict(sorted((own | self.validation).items()))
+        self.validation = {}
         if not self.trained and self.before is not None:  # the best checkpoint is made when its epoch has been trained
             row = self.before
         self.rows.append(row)

@@ -72,6 +72,8 @@ class PredictionWriter(Callback):
             return
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         report = test_report(predictions, data.classes)
+        if trainer.ckpt_path:
+            report = {"checkpoint": Path(trainer.ckpt_path).name} | report
         for predictions in averaged:
             again = test_report(predictions, data.classes)
             report["test_time_augmentation"] = {name: again[name] for name in _WHOLE}

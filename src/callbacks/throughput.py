@@ -19,7 +19,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
-        self.since = 0.0
+        self.since: float | None = None  # None: the clock stands still
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin()
@@ -30,25 +30,30 @@ class Throughput(Callback):
     def _begin(self) -> None:
         self.images, self.seconds, self.since = 0, 0.0, time.perf_counter()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self.since is None:  # not when validation ends: the best checkpoint is saved after it
+            self.since = time.perf_counter()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         self.images += len(batch.labels)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _wait(pl_module)
-        self.seconds += time.perf_counter() - self.since
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.since = time.perf_counter()
+        self._stop(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.images:
             return  # a run continued from the end of an epoch
-        _wait(pl_module)
-        seconds = self.seconds + time.perf_counter() - self.since
-        pl_module.log("images_per_second", self.images * trainer.world_size / seconds)
-        pl_module.log("train_seconds", seconds)
+        self._stop(pl_module)
+        pl_module.log("images_per_second", self.images * trainer.world_size / self.seconds)
+        pl_module.log("train_seconds", self.seconds)
+
+    def _stop(self, model: LightningModule) -> None:
+        if self.since is not None:
+            _wait(model)
+            self.seconds += time.perf_counter() - self.since
+            self.since = None
 
 
 def _wait(model: LightningModule) -> None:
