@@ -29,7 +29,6 @@ from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
 from src.callbacks.history import History
 from src.callbacks.predictions import PredictionWriter
-from src.callbacks.replicas import SharedStatistics
 from src.callbacks.seeding import StepSeed
 from src.callbacks.stopping import GracefulStop, Stopped
 from src.callbacks.summary import Summary
@@ -241,7 +240,7 @@ class ThawCLI(LightningCLI):
 
     def _callbacks(self, config: Namespace) -> list[Callback]:
         seed = self.config_init[self.subcommand].seed_everything
-        callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(seed), SharedStatistics()]
+        callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(seed)]
         if config.enable_progress_bar and not _progress_bars(config):
             callbacks.append(TQDMProgressBar(refresh_rate=20))
         if config.fast_dev_run:  # it has none of those that a checkpoint knows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -150,21 +149,6 @@ def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> 
     straight, stopped = (read_history(tmp_path / name / "version_0" / CSV)[0] for name in ("straight", "stopped"))
     for metric in ("train/loss", "train/acc", "val/acc"):
         assert stopped[metric] == pytest.approx(straight[metric], rel=1e-6), metric
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("averaging", [[], ["--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging"]])
-def test_all_validate_the_network_that_is_kept(tmp_path: Path, averaging: list[str]) -> None:
-    """With BatchNorm, whose statistics each process takes from its own images."""
-    fit(tmp_path, "two", 2, "--model.hidden", "16", *averaging)
-    for epoch in range(EPOCHS):
-        first, second = (seen(tmp_path, "two", epoch, rank) for rank in (0, 1))
-        assert first["bits"] == second["bits"]
-    rows = read_history(tmp_path / "two" / "version_0" / CSV)
-    best = max(rows, key=lambda row: row["val/acc"])
-    done = run("validate", *words(tmp_path, "two", 1, "--model.hidden", "16", "--ckpt_path", "best", *averaging))
-    loss = float(re.search(r"val/loss ([0-9.]+)", done.stdout)[1])  # type: ignore[index]
-    assert loss == pytest.approx(best["val/loss"], abs=2e-4)
 
 
 @pytest.mark.slow
