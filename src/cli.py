@@ -257,7 +257,7 @@ class ThawCLI(LightningCLI):
         config.unfreezing.check_end(trainer.max_epochs if limited else -1)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
-        check_monitors(callbacks)
+        check_monitors(callbacks, bool(self.trainer.limit_val_batches), self.trainer.val_check_interval != 1.0)
         self._check_epoch()
         self._make_optimizer()
         if self.checkpoint is None:  # its weights would replace whatever the network starts with

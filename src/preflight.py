@@ -192,11 +192,27 @@ def check_time(path: Path, content: Mapping[str, Any], timers: Sequence[Timer]) 
             )
 
 
-def check_monitors(callbacks: Sequence[Callback]) -> None:
-    """Refuse to stop early by a metric that does not exist, which Lightning notices after the first validation."""
+def check_monitors(callbacks: Sequence[Callback], validates: bool, within: bool) -> None:
+    """Refuse to stop early by a metric that does not exist, which Lightning notices when it looks for it.
+
+    Args:
+        callbacks: Those of the training.
+        validates: Whether there is a validation.
+        within: Whether it comes within an epoch, when there is nothing yet of the training.
+    """
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and callback.strict and callback.monitor not in METRICS:
-            raise UserError(f"EarlyStopping's monitor is '{callback.monitor}': give one of {', '.join(METRICS)}.")
+        if not isinstance(callback, EarlyStopping) or not callback.strict:
+            continue
+        monitor = callback.monitor
+        if monitor not in METRICS:
+            raise UserError(f"EarlyStopping's monitor is '{monitor}': give one of {', '.join(METRICS)}.")
+        if monitor.startswith("val/") and not validates:
+            raise UserError(f"EarlyStopping's monitor is '{monitor}', and trainer.limit_val_batches leaves none of it.")
+        if monitor.startswith("train/") and within:
+            raise UserError(
+                f"EarlyStopping's monitor is '{monitor}', of whole epochs, and trainer.val_check_interval has it look "
+                "within them: give val/loss, val/acc or val/f1."
+            )
 
 
 def check_device(device: torch.device, sync_batchnorm: bool) -> None:

@@ -95,6 +95,7 @@ PARSED = {
     "fit --config FILES/source.yaml": ["unknown option data.source.sise", "Sample has no such option"],
 }
 
+STOP_BY = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor"
 OPTIONS = {
     "--trainer.max_epochs abc": ["trainer.max_epochs is 'abc': expected int or null."],
     "--trainer.max_epoch 3": ["unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"],
@@ -188,10 +189,12 @@ OPTIONS = {
     "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging": ["PolynomialAveraging", "more than one"],
     "--trainer.logger false": ["trainer.logger is not offered"],
     "--trainer.default_root_dir FILES": ["trainer.default_root_dir is not offered", "--run.root"],
-    "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor val_acc": [
+    f"{STOP_BY} val_acc": [
         "EarlyStopping's monitor is 'val_acc'",
         "val/acc",
     ],
+    f"{STOP_BY} train/loss --trainer.val_check_interval 0.5": ["monitor is 'train/loss', of whole epochs", "val/loss"],
+    f"{STOP_BY} val/loss --trainer.limit_val_batches 0": ["monitor is 'val/loss'", "limit_val_batches"],
     "--feature_cache.views 1 --feature_cache.place disk --feature_cache.folder FILES/junk.ckpt": [
         "features cannot be kept in",
         "--feature_cache.folder",
