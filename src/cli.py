@@ -220,7 +220,7 @@ class ThawCLI(LightningCLI):
         strategy = config.strategy
         if isinstance(strategy, str) and strategy not in _STRATEGIES:
             raise UserError(f"trainer.strategy is '{strategy}': expected {' or '.join(_STRATEGIES)}.")
-        if not isinstance(strategy, (str, SingleDeviceStrategy, DDPStrategy)) or _forks(strategy):
+        if type(strategy) not in (str, SingleDeviceStrategy, DDPStrategy) or _forks(strategy):  # others derive from DDP
             raise UserError(f"trainer.strategy {type(strategy).__name__} is not supported so: use auto or ddp.")
         config.profiler = config.profiler or Unprofiled()
         config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
@@ -372,7 +372,7 @@ def _progress_bars(config: Namespace) -> list[Callback]:
 
 
 def _forks(strategy: Any) -> bool:
-    # Only what the first process knows at the end is reported; started otherwise it is not one of those that train.
+    # The process that reports would only wait for those that train, and know nothing of their run.
     return getattr(strategy, "_start_method", "popen") != "popen"
 
 
