@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -40,7 +41,7 @@ from src.errors import UserError
 from src.files import user_path
 from src.lean_loop import Unprofiled
 from src.model.classifier import TransferClassifier
-from src.model.vgg import expected_input
+from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     check_averages,
@@ -109,6 +110,7 @@ class ThawCLI(LightningCLI):
         return super().init_parser(allow_abbrev=False, **kwargs)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        self.prepared = subcommand
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         helps = {option: f"Not offered: {why}" for option, (_, why) in _NOT_OFFERED.items()}
         for action in parser._actions:  # what Lightning says of them does not hold here
@@ -120,7 +122,8 @@ class ThawCLI(LightningCLI):
         parser.add_lightning_class_args(StagedUnfreezing, "unfreezing")
         parser.add_lightning_class_args(FrozenFeatureCache, "feature_cache")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_checked_seed)
-        parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=expected_input)
+        expected = expected_input if self.prepared == "fit" else _expected_or_unknown
+        parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=expected)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
 
@@ -365,6 +368,14 @@ def _checked_seed(seed: bool | int) -> int:
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything is {json.dumps(seed)}: choose a seed from 0 to {2**32 - 1}.")
     return seed
+
+
+def _expected_or_unknown(weights: str | None, weights_input: str | None) -> InputScale | None:
+    """Do without the file of weights that a run started from: its checkpoint tells what input it wants."""
+    try:
+        return expected_input(weights, weights_input)
+    except UserError:
+        return InputScale((math.nan,) * 3, (math.nan,) * 3)
 
 
 def _progress_bars(config: Namespace) -> list[Callback]:

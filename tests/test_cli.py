@@ -438,6 +438,16 @@ def test_a_run_that_cannot_be_written_to_is_named(
     assert re.search(r"version_1' cannot be written to: copy the checkpoint", capsys.readouterr().err)
 
 
+def test_evaluating_needs_no_file_of_weights(borrowed: Run) -> None:
+    """What a checkpoint's network wants as input stands in the checkpoint."""
+    words = sample("--run.root", str(borrowed.root))
+    execute("test", *words)
+    expected = (borrowed.directory / "predictions.csv").read_bytes()
+    (borrowed.directory / "predictions.csv").unlink()
+    execute("test", *words, "--model.weights", "gone.pth", "--data.standardize", "weights")
+    assert (borrowed.directory / "predictions.csv").read_bytes() == expected
+
+
 def test_other_commands_add_to_the_curves_where_the_checkpoint_stands(borrowed: Run) -> None:
     def points(tag: str) -> list[int]:
         return [point.step for point in EventAccumulator(str(borrowed.directory)).Reload().Scalars(tag)]
