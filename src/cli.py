@@ -170,7 +170,6 @@ class ThawCLI(LightningCLI):
                 self.trainer.fit_loop.epoch_progress.current.completed = content.get("epoch", 0)
                 self._check_place(self.checkpoint)
             else:
-                check_whole(self.checkpoint, content)
                 if self.trainer.max_steps != -1 and not self.config_init[self.subcommand].trainer.fast_dev_run:
                     raise UserError(
                         "a run with trainer.max_steps cannot be continued, for Lightning would count its epochs wrong: "
@@ -185,6 +184,7 @@ class ThawCLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
         if self.checkpoint is not None and self.subcommand == "fit":
+            check_whole(self.checkpoint, content)
             check_data(self.checkpoint, content, self.datamodule.identity(self.trainer.world_size))
             if not self.config_init[self.subcommand].trainer.fast_dev_run:
                 check_end(self.checkpoint, content, self.trainer.max_epochs)
