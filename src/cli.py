@@ -166,10 +166,7 @@ class ThawCLI(LightningCLI):
             known = self.subcommand == "fit" or frozen.get("depth") == 0 or bool(frozen.get("ranges"))
             check_int8(device, known, self.checkpoint)
         if self.checkpoint is not None:
-            if self.subcommand != "fit":  # curves go on at the epoch of the checkpoint, instead of at the first
-                self.trainer.fit_loop.epoch_progress.current.completed = content.get("epoch", 0)
-                self._check_place(self.checkpoint)
-            else:
+            if self.subcommand == "fit":
                 if self.trainer.max_steps != -1 and not self.config_init[self.subcommand].trainer.fast_dev_run:
                     raise UserError(
                         "a run with trainer.max_steps cannot be continued, for Lightning would count its epochs wrong: "
@@ -190,6 +187,10 @@ class ThawCLI(LightningCLI):
                 check_end(self.checkpoint, content, self.trainer.max_epochs)
             timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
             check_time(self.checkpoint, content, timers)
+        elif self.checkpoint is not None:
+            # Curves go on at the epoch of the checkpoint, instead of at the first.
+            self.trainer.fit_loop.epoch_progress.current.completed = content.get("epoch", 0)
+            self._check_place(self.checkpoint)
 
     def _check_place(self, checkpoint: Path) -> None:
         """Find out whether results of a checkpoint can be kept where they belong: in its run, if it has one."""
