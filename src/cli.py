@@ -338,7 +338,7 @@ class ThawCLI(LightningCLI):
             self._report({name: float(value) for name, value in self.trainer.callback_metrics.items()})
 
     def _report(self, metrics: dict[str, float]) -> None:
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "batch" not in name)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         if not isinstance(self.trainer.logger, RunLogger):
             return  # a fast_dev_run leaves nothing
         folder = Path(self.trainer.logger.log_dir)  # the trainer's log_dir would wait for the other processes

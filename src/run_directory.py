@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.checkpoints import BEST, FOLDER, LAST
-from src.callbacks.history import BATCH_PREFIX
 from src.errors import UserError
 from src.files import user_path
 
 _VERSION = "version_"
+_BATCH = "train/batch_"  # metrics of single batches begin so; all others are of whole epochs
 _FINAL_METRICS = {"best/val_acc": "val/acc", "final/test_acc": "test/acc", "final/test_loss": "test/loss"}
 
 
@@ -68,7 +68,7 @@ class RunLogger(TensorBoardLogger):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
         metrics = dict(metrics)
         epoch = metrics.pop("epoch", None)
-        batches = {name: value for name, value in metrics.items() if name.startswith(BATCH_PREFIX)}
+        batches = {name: value for name, value in metrics.items() if name.startswith(_BATCH)}
         epochs = {name: value for name, value in metrics.items() if name not in batches}
         super().log_metrics(batches, step)
         super().log_metrics(epochs, step if epoch is None else int(epoch))

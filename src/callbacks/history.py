@@ -15,9 +15,6 @@ from src.files import replacing
 
 CSV = "history.csv"
 PNG = "history.png"
-BATCH_PREFIX = "train/batch_"
-"""Metrics of single batches start so; all others are of whole epochs."""
-
 Row = dict[str, float]
 
 
@@ -70,7 +67,7 @@ class History(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # Lightning also keeps the values of validations in earlier epochs.
-        own = {name: value for name, value in metrics.items() if not name.startswith((BATCH_PREFIX, "val/"))}
+        own = {name: value for name, value in metrics.items() if not name.startswith("val/")}
         row = {"epoch": float(trainer.current_epoch)} | dict(sorted((own | self.validation).items()))
         self.validation = {}
         if not self.trained and self.before is not None:  # the best checkpoint is made when its epoch has been trained

@@ -166,6 +166,15 @@ def test_two_hundred_megapixels_are_no_attack() -> None:
     assert Image.open(file).size == (16320, 12240)
 
 
+def test_want_of_memory_is_no_fault_of_the_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(path: Path, size: int) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr(folder, "_decode", decode)
+    with pytest.raises(UserError, match=r"a\.png takes more memory than there is"):
+        load(root)
+
+
 def test_right_size_keeps_pixels_and_other_sizes_are_antialiased(root: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(root / "train" / "cat" / "a.png")

@@ -40,9 +40,10 @@ _TURNS = {
 class ImageFolder(Source):
     """Provide the images under `root/train/<class>/`, and `val/` and `test/` where they exist.
 
-    PNG, JPEG, WebP and BMP files count, in nested folders too; hidden ones do not. Every image becomes RGB,
-    turned upright by its EXIF tag, transparency laid over white. An image of another size is resized to a
-    square (bicubic, antialiased), which does not keep its aspect ratio; one of that size keeps its pixels.
+    PNG, JPEG, WebP and BMP files count, in nested and linked folders too, each folder once; hidden ones do not.
+    Every image becomes RGB, turned upright by its EXIF tag, transparency laid over white. An image of another size
+    is resized to a square (bicubic, antialiased), which does not keep its aspect ratio; one of that size keeps its
+    pixels.
 
     Decoded arrays are cached in `root/.thaw-cache`, or in the user's cache folder if `root` is read-only, and
     made again when a file changes.
