@@ -41,8 +41,8 @@ def test_a_kernel_steps_as_torchs_muon_steps_its_matrix() -> None:
     matrix = nn.Parameter(conv.weight.detach().flatten(1).clone())
     matrix.grad = conv.weight.grad.flatten(1)
     torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
-    assert torch.allclose(ours[0].weight.flatten(1), matrix, atol=1e-6)
-    assert not torch.allclose(ours[0].weight, conv.weight)
+    step, expected = (after - conv.weight.flatten(1) for after in (ours[0].weight.flatten(1), matrix))
+    assert (step - expected).norm() < 0.05 * expected.norm()  # both are rounded to bfloat16 on the way
 
 
 def test_vectors_step_as_adam() -> None:
@@ -107,3 +107,13 @@ def test_more_iterations_bring_singular_values_nearer_to_one(shape: tuple[int, i
     assert spread == sorted(spread, reverse=True)
     assert values.min() > 0.5
     assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("steps", [3, 5, 9])
+@pytest.mark.parametrize("shape", [(64, 576), (64, 27)])
+def test_rounding_does_not_grow_where_singular_values_differ_a_thousandfold(shape: tuple[int, int], steps: int) -> None:
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrix = (left * torch.logspace(0, -3, min(shape)) @ right).bfloat16()
+    largest = torch.linalg.svdvals(orthogonalize(matrix, steps).float()).max()
+    assert largest < 1.3  # an exact iteration's are 1.2 at most
