@@ -76,16 +76,22 @@ class Draws(NamedTuple):
     """Centre of the hole, as a fraction of the height in [0, 1)."""
     column_cutout: Tensor
     """Centre of the hole, as a fraction of the width in [0, 1)."""
+    brightness: Tensor
+    """Factor of all values."""
+    contrast: Tensor
+    """Factor of the distance from the image's mean grey."""
+    saturation: Tensor
+    """Factor of the distance from the pixel's own grey."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Rotate, shift, zoom, flip, crop and cut out at random, every image by its own draws.
+    """Rotate, shift, zoom, flip, crop, recolour and cut out at random, every image by its own draws.
 
     Rotation, shift, zoom and flip have the geometry of Keras's `ImageDataGenerator` with
     `fill_mode="nearest"`: places outside the image repeat its edge. Crop moves the result before the flip,
-    and likewise repeats its edge; cutout (DeVries and Taylor, arXiv:1708.04552) comes last. Each option has
-    random numbers of its own, so that switching one off changes no other.
+    and likewise repeats its edge; colours change next, and cutout (DeVries and Taylor, arXiv:1708.04552) comes
+    last. Each option has random numbers of its own, so that switching one off changes no other.
 
     Args:
         rotation: Largest rotation in degrees, either way (0 to 180).
@@ -94,6 +100,7 @@ class Augmentation:
         flip: Mirror left and right with probability one half.
         crop: Largest shift in whole pixels, either way, each axis by itself (4 is usual for CIFAR-10).
         cutout: Side in pixels of a square, clipped at the borders, filled with the image's mean colour.
+        colour: Multiply brightness, contrast and saturation by 1 - colour to 1 + colour, each by itself (0 to 1).
 
     Raises:
         UserError: If an option is outside its range.
@@ -105,6 +112,7 @@ class Augmentation:
     flip: bool = True
     crop: int = 0
     cutout: int = 0
+    colour: float = 0.0
 
     def __post_init__(self) -> None:
         for name, allowed, in_range in (
@@ -113,6 +121,7 @@ class Augmentation:
             ("zoom", "0 to below 1", 0 <= self.zoom < 1),
             ("crop", "0 or more pixels", self.crop >= 0),
             ("cutout", "0 or more pixels", self.cutout >= 0),
+            ("colour", "0 to 1", 0 <= self.colour <= 1),
         ):
             if not in_range:
                 raise UserError(f"Augmentation option {name}={getattr(self, name)}: choose {allowed}.")
@@ -131,13 +140,16 @@ class Augmentation:
             result = _gather(images, rows, columns)
         else:
             result = images.to(torch.float32)
+        if self.colour:
+            result = _recolour(result, images, draws)
         return _cut_out(result, images, draws, self.cutout) if self.cutout else result
 
     def draw(self, seed: int, view: int, indices: Tensor) -> Draws:
         """Draw what happens to the images with these indices (N,) in this view."""
         numbers = uniform(seed, view, indices, draws=len(Draws._fields)).unbind(1)
         angle, row_shift, column_shift, row_zoom, column_zoom = (2 * number - 1 for number in numbers[:5])
-        flip, row_crop, column_crop, row_cutout, column_cutout = numbers[5:]
+        flip, row_crop, column_crop, row_cutout, column_cutout = numbers[5:10]
+        brightness, contrast, saturation = (1 + self.colour * (2 * number - 1) for number in numbers[10:])
         return Draws(
             angle=angle * (self.rotation * torch.pi / 180),
             row_shift=row_shift * self.shift,
@@ -149,6 +161,9 @@ class Augmentation:
             column_crop=(column_crop * (2 * self.crop + 1)).long() - self.crop,
             row_cutout=row_cutout,
             column_cutout=column_cutout,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
         )
 
 
@@ -184,6 +199,25 @@ def _sample(images: Tensor, rows: Tensor, columns: Tensor, draws: Draws) -> Tens
     torch.sub(cosine * down * (2 / height), sine * right * (2 / height), out=grid[..., 1])
     pixels = images.to(torch.float32)
     return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _recolour(images: Tensor, originals: Tensor, draws: Draws) -> Tensor:
+    """Change brightness, contrast about the original's mean grey, and saturation; values stay within 0 to 255."""
+    brightness, contrast, saturation = (
+        factor[:, None, None, None] for factor in (draws.brightness, draws.contrast, draws.saturation)
+    )
+    # Whole levels and weights have one exact sum; a floating-point sum would depend on its order.
+    sums = originals.round().sum((2, 3), dtype=torch.int64)
+    mean = _grey(sums[:, :, None, None]) / (1000 * originals[0, 0].numel())
+    lit = (mean + (images - mean) * contrast) * brightness
+    grey = _grey(lit) / 1000
+    return (grey + (lit - grey) * saturation).clamp(0, 255)
+
+
+def _grey(colours: Tensor) -> Tensor:
+    """Weigh red, green and blue, (N, 3, H, W), as ITU-R BT.601 does, in thousandths: (N, 1, H, W)."""
+    red, green, blue = colours.split(1, dim=1)
+    return 299 * red + 587 * green + 114 * blue
 
 
 def _cut_out(images: Tensor, originals: Tensor, draws: Draws, side: int) -> Tensor:

@@ -12,7 +12,9 @@ from src.data.augment import Augmentation, uniform
 from src.errors import UserError
 
 NONE: dict[str, Any] = {"rotation": 0.0, "shift": 0.0, "zoom": 0.0, "flip": False}
-OPTIONS: dict[str, Any] = {"rotation": 30.0, "shift": 0.1, "zoom": 0.2, "flip": True, "crop": 4, "cutout": 8}
+OPTIONS: dict[str, Any] = {
+    "rotation": 30.0, "shift": 0.1, "zoom": 0.2, "flip": True, "crop": 4, "cutout": 8, "colour": 0.4,
+}  # fmt: skip
 EVERYTHING = Augmentation(**OPTIONS)
 
 
@@ -232,6 +234,34 @@ def test_cutout_fills_a_square_with_the_mean_colour(side: int) -> None:
         assert (results[place] != images[place]).any()
 
 
+@pytest.mark.parametrize("colour", [0.2, 1.0])
+def test_colour_changes_brightness_contrast_and_saturation(colour: float) -> None:
+    images = pictures(60, 20, 24)
+    indices = torch.arange(60)
+    augmentation = only(colour=colour)
+    results = augmentation(images, seed=9, view=2, indices=indices)
+    draws = augmentation.draw(9, 2, indices)
+    weights = np.array([0.299, 0.587, 0.114])
+    for place, image in enumerate(images.numpy().astype(np.float64)):
+        brightness, contrast, saturation = (float(numbers[place]) for numbers in draws[-3:])
+        mean = (weights @ image.reshape(3, -1)).mean()
+        lit = brightness * (contrast * image + (1 - contrast) * mean)
+        grey = np.tensordot(weights, lit, axes=1)
+        expected = (saturation * lit + (1 - saturation) * grey).clip(0, 255)
+        np.testing.assert_allclose(results[place].numpy(), expected, atol=2e-3)
+
+
+def test_colour_comes_after_what_moves_pixels_and_before_cutout() -> None:
+    images = pictures(30)
+    indices = torch.arange(30)
+    flipped = only(flip=True, colour=0.5)(images, seed=9, view=2, indices=indices)
+    both = only(flip=True, colour=0.5, cutout=8)(images, seed=9, view=2, indices=indices)
+    holes = only(cutout=8)(images, seed=9, view=2, indices=indices)
+    filled = both != flipped
+    assert filled.any()
+    assert torch.equal(both[filled], holes[filled])
+
+
 def test_without_options_images_stay_as_they_are() -> None:
     images = pictures(5)
     results = only()(images, seed=1, view=1, indices=torch.arange(5))
@@ -252,6 +282,9 @@ def test_draws_fill_their_ranges() -> None:
         (draws.column_zoom, 0.8, 1.2),
         (draws.row_cutout, 0, 1),
         (draws.column_cutout, 0, 1),
+        (draws.brightness, 0.6, 1.4),
+        (draws.contrast, 0.6, 1.4),
+        (draws.saturation, 0.6, 1.4),
     ):
         width = highest - lowest
         assert abs(numbers.min() - lowest) < 0.001 * width
@@ -280,6 +313,7 @@ def test_switching_one_option_off_changes_no_other(off: str) -> None:
         "flip": {"flip"},
         "crop": {"row_crop", "column_crop"},
         "cutout": set(),
+        "colour": {"brightness", "contrast", "saturation"},
     }[off]
     every = EVERYTHING.draw(3, 1, indices)._asdict()
     fewer = Augmentation(**{**OPTIONS, off: type(OPTIONS[off])(0)}).draw(3, 1, indices)._asdict()
@@ -289,7 +323,7 @@ def test_switching_one_option_off_changes_no_other(off: str) -> None:
 # Reproducibility
 
 
-@pytest.mark.parametrize("options", [{}, OPTIONS, {**NONE, "flip": True, "crop": 4}])
+@pytest.mark.parametrize("options", [{}, OPTIONS, {**NONE, "flip": True, "crop": 4, "colour": 0.4}])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_picture_does_not_depend_on_its_batch(options: dict[str, Any], dtype: torch.dtype) -> None:
     augmentation = Augmentation(**options)
@@ -348,6 +382,8 @@ def test_images_are_left_untouched_and_random_state_too() -> None:
         ("zoom", 1.0),
         ("crop", -1),
         ("cutout", -1),
+        ("colour", -0.1),
+        ("colour", 1.1),
     ],
 )
 def test_an_impossible_option_is_named(option: str, value: float) -> None:
