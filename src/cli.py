@@ -143,6 +143,10 @@ class ThawCLI(LightningCLI):
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
         self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
+        self.content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
+        source = config.data.source.get("init_args", {})
+        if self.subcommand == "predict" and "classes" in source:  # images without labels, which know of no classes
+            source.classes = source.classes or self.content.get("ImageDataModule", {}).get("classes")
         if self.options.warm_start is not None and self.subcommand == "fit" and self.checkpoint is None:
             # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
             warm_start = str(find_checkpoint(self.options.warm_start, Path(self.options.root), self.name))
@@ -156,7 +160,7 @@ class ThawCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists."""
-        content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
+        content, self.content = self.content, {}  # which is large
         device = self.trainer.strategy.root_device
         check_device(device, self.config_init[self.subcommand].trainer.sync_batchnorm)
         if self.model.compiled:

@@ -325,6 +325,118 @@ def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> No
     assert len(read_predictions(borrowed.directory)) == TEST
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Save the sample's test images as files of other sizes, two folders deep."""
+    test = Sample(size=50).load()["test"]
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, pixels in enumerate(test.pixels):
+        image = Image.fromarray(pixels.transpose(1, 2, 0)).resize((64, 64), Image.Resampling.NEAREST)
+        image.save(folder / ("more" if number % 2 else "") / f"{number}.png")
+    return folder
+
+
+def predict(borrowed: Run, root: Path, *words: str) -> list[dict[str, str]]:
+    unlabelled = ("--data.source", "Unlabelled", "--data.source.root", str(root))
+    execute("predict", *sample("--run.root", str(borrowed.root)), *unlabelled, *words)
+    with (borrowed.directory / "unlabelled.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_images_without_labels_are_predicted_as_those_with(borrowed: Run, photos: Path) -> None:
+    execute("predict", *sample("--run.root", str(borrowed.root)))
+    expected = {f"{row['image']}.png": row for row in read_predictions(borrowed.directory)}
+    rows = predict(borrowed, photos)
+    assert [row["image"] for row in rows] == ["0.png", "2.png", "4.png", "6.png", "8.png"] + [
+        f"more/{number}.png" for number in (1, 3, 5, 7, 9)
+    ]
+    assert list(rows[0]) == ["image", "predicted", *(f"p({name})" for name in CLASSES)]
+    for row in rows:
+        same = expected[Path(row["image"]).name]
+        for name in CLASSES:  # enlarged and made small again the pixels are nearly the same
+            assert float(row[f"p({name})"]) == pytest.approx(float(same[f"p({name})"]), abs=0.05)
+    assert {f"{row['image']}.png": row for row in read_predictions(borrowed.directory)} == expected
+    with Image.open(borrowed.directory / "unlabelled.png") as image:
+        assert len(image.getcolors(2**20) or []) > 100
+
+
+def test_a_single_image_is_predicted(borrowed: Run, photos: Path) -> None:
+    (row,) = predict(borrowed, photos / "4.png")
+    assert row["image"] == "4.png"
+    probabilities = {name: float(row[f"p({name})"]) for name in CLASSES}
+    assert row["predicted"] == max(probabilities, key=probabilities.__getitem__)
+
+
+@pytest.mark.parametrize("standardize", ["weights", "dataset"])
+def test_predicting_needs_no_training_images(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, standardize: str
+) -> None:
+    """Mean, deviation, classes and size are the training's; the folder it learned from may be gone."""
+    train = Sample(size=50).load()["train"]
+    for number, (pixels, label) in enumerate(zip(train.pixels, train.labels, strict=True)):
+        path = tmp_path / "root" / "train" / CLASSES[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+    shutil.copytree(photos, tmp_path / "root" / "test" / "heart")
+    monkeypatch.chdir(tmp_path)
+    options = f"--model.weights_input IMAGENET1K_FEATURES --data.standardize {standardize} --trainer.max_epochs 1"
+    options += " --data.source ImageFolder --data.source.root root --data.source.image_size 36"
+    execute("fit", *sample(*options.split()))
+    run = Run(tmp_path / "runs" / "head" / "version_0", "")
+    expected = {row["image"].removeprefix("test/heart/"): row["predicted"] for row in read_predictions(run.directory)}
+    shutil.rmtree(tmp_path / "root")
+    words = f"--config {run.directory}/config.yaml --ckpt_path {run.directory}/checkpoints/best.ckpt"
+    execute("predict", *words.split(), "--data.source", "Unlabelled", "--data.source.root", str(photos))
+    with (run.directory / "unlabelled.csv").open(newline="") as file:
+        assert {row["image"]: row["predicted"] for row in csv.DictReader(file)} == expected
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_images_without_labels_are_for_predict_only(
+    borrowed: Run, photos: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    unlabelled = ("--data.source", "Unlabelled", "--data.source.root", str(photos))
+    with pytest.raises(SystemExit) as stopped:
+        execute(command, *sample("--run.root", str(borrowed.root)), *unlabelled)
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: Unlabelled images are for predict only: fit, validate and test need their classes.\n"
+    )
+
+
+def nothing(folder: Path) -> Path:
+    return folder / "nothing"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def broken(folder: Path) -> Path:
+    (folder / "broken.png").write_text("junk")
+    return folder / "broken.png"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (nothing, "there is no {}; set root to an image, or to a folder that holds some"),
+        (empty, "there are no images in {}; set root to an image, or to a folder that holds some"),
+        (broken, "{} has unreadable images; mend or remove broken.png"),
+    ],
+)
+def test_mistakes_with_images_without_labels(
+    borrowed: Run, photos: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], message: str
+) -> None:
+    root = make(photos)
+    with pytest.raises(SystemExit) as stopped:
+        predict(borrowed, root)
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"error: {message.format(photos if make is broken else root)}\n"
+
+
 def test_a_checkpoint_in_python_as_the_readme_says(run: Run) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     path = str(run.directory / "checkpoints" / "best.ckpt")

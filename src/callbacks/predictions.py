@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,12 +13,18 @@ from torch import Tensor
 from torchmetrics.functional import classification
 
 from src.batch import Batch
-from src.callbacks.figures import confusion_figure, grid_figure, show
+from src.callbacks.figures import confusion_figure, grid_figure, show, write_png
 from src.data.datamodule import ArrayDataset, ImageDataModule
+from src.data.sources import UNKNOWN
 from src.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PREDICTIONS_CSV = "predictions.csv"
 PREDICTIONS_PNG = "predictions.png"
+UNLABELLED_CSV = "unlabelled.csv"
+UNLABELLED_PNG = "unlabelled.png"
 REPORT = "test_report.json"
 CONFUSION_PNG = "confusion_matrix.png"
 
@@ -32,9 +38,14 @@ class Predictions(NamedTuple):
     indices: Tensor
     """Which images, int64, (N,)."""
     labels: Tensor
-    """True classes, int64, (N,)."""
+    """True classes, int64, (N,); UNKNOWN for all if nobody told."""
     probabilities: Tensor
     """One probability a class, float32, (N, classes)."""
+
+    @property
+    def have_truth(self) -> bool:
+        """Whether the true classes are known."""
+        return bool((self.labels != UNKNOWN).all())
 
 
 class PredictionWriter(Callback):
@@ -77,20 +88,28 @@ class PredictionWriter(Callback):
         for predictions in averaged:
             again = test_report(predictions, data.classes)
             report["test_time_augmentation"] = {name: again[name] for name in _WHOLE}
-        self._write(predictions, data)
+        self._write(predictions, data.datasets["test"], data.classes, PREDICTIONS_CSV)
         with replacing(self.directory / REPORT) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
         show(
             trainer, "confusion_matrix", confusion_figure(report["confusion_matrix"], data.classes),
             self.directory / CONFUSION_PNG,
         )  # fmt: skip
-        figure = _examples(predictions, data.datasets["test"], data.classes)
+        title = "test images and predictions (red: wrong)"
+        figure = _examples(predictions, data.datasets["test"], data.classes, title)
         show(trainer, "predictions", figure, self.directory / PREDICTIONS_PNG)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         (predictions,) = self._gather(trainer)
-        if trainer.is_global_zero:
-            self._write(predictions, trainer.datamodule)  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:
+            return
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        dataset = data.datasets[data.predicted]
+        if predictions.have_truth:
+            self._write(predictions, dataset, data.classes, PREDICTIONS_CSV)
+        else:  # files of their own: the run keeps what it said of its test images
+            self._write(predictions, dataset, data.classes, UNLABELLED_CSV)
+            write_png(_examples(predictions, dataset, data.classes, "predictions"), self.directory / UNLABELLED_PNG)
 
     def _gather(self, trainer: Trainer) -> list[Predictions]:
         """Join the parts of all processes: plain predictions, then averaged ones if there are any."""
@@ -104,19 +123,18 @@ class PredictionWriter(Callback):
         indices, labels, *probabilities = (column[order] for column in joined)
         return [Predictions(indices, labels, some) for some in probabilities]
 
-    def _write(self, predictions: Predictions, data: ImageDataModule) -> None:
-        dataset = data.datasets["test"]
-        path = self.directory / PREDICTIONS_CSV
+    def _write(self, predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], name: str) -> None:
         with (
-            replacing(path) as temporary,
+            replacing(self.directory / name) as temporary,
             temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             writer = csv.writer(file)
-            writer.writerow(["image", "true", "predicted", *(f"p({name})" for name in data.classes)])
+            truth = predictions.have_truth
+            writer.writerow(["image", *["true"] * truth, "predicted", *(f"p({each})" for each in classes)])
             for index, label, row in zip(*(column.tolist() for column in predictions), strict=True):
                 best = max(range(len(row)), key=row.__getitem__)
                 values = (f"{value:.6f}" for value in row)
-                writer.writerow([dataset.name_of(index), data.classes[label], data.classes[best], *values])
+                writer.writerow([dataset.name_of(index), *[classes[label]] * truth, classes[best], *values])
 
 
 def test_report(predictions: Predictions, classes: tuple[str, ...]) -> dict:
@@ -146,11 +164,13 @@ def test_report(predictions: Predictions, classes: tuple[str, ...]) -> dict:
     }
 
 
-def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], title: str) -> Figure:
     chosen = torch.linspace(0, len(predictions.labels) - 1, min(24, len(predictions.labels))).long()
     indices, labels, probabilities = (column[chosen] for column in predictions)
     confidence, predicted = probabilities.max(dim=1)
     pixels = dataset[indices.numpy()].inputs.permute(0, 2, 3, 1).cpu().numpy()
     titles = [f"{classes[p]} {c:.0%}" for p, c in zip(predicted.tolist(), confidence.tolist(), strict=True)]
+    if not predictions.have_truth:
+        return grid_figure(pixels, titles, title)
     colours = ["green" if right else "crimson" for right in (predicted == labels).tolist()]
-    return grid_figure(pixels, titles, "test images and predictions (red: wrong)", colours)
+    return grid_figure(pixels, titles, title, colours)

@@ -70,7 +70,7 @@ class ImageDataModule(LightningDataModule):
     """Split, standardize, augment and batch a source's images.
 
     Args:
-        source: Where images come from: CIFAR10, ImageFolder or Sample.
+        source: Where images come from: CIFAR10, ImageFolder or Sample; for `predict` also Unlabelled.
         batch_size: Images per process and step.
         val_fraction: Share of the training images kept for validation, where the source has no validation split.
         split_seed: Seed of that split.
@@ -152,6 +152,9 @@ class ImageDataModule(LightningDataModule):
         if self.datasets:
             return
         splits = self.source.load()
+        if "predict" in splits:  # the checkpoint knows mean and deviation
+            self.datasets = {"predict": ArrayDataset(splits["predict"], np.arange(len(splits["predict"])))}
+            return
         train = splits["train"]
         if "val" in splits:
             chosen = {"train": np.arange(len(train)), "val": np.arange(len(splits["val"]))}
@@ -213,7 +216,12 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> BatchLoader:
-        return self._loader("test")
+        return self._loader(self.predicted)
+
+    @property
+    def predicted(self) -> str:
+        """Which split `predict` takes: images without labels if there are any."""
+        return "predict" if "predict" in self.datasets else "test"
 
     def _loader(self, split: str, limit: int | float = 1.0) -> BatchLoader:
         if split not in self.datasets:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from src.data.sources import ImageFolder, folder
+from src.data.sources import ImageFolder, folder, image_files
 from src.errors import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -54,13 +54,13 @@ def cached(root: Path) -> list[str]:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the name of every file that is decoded."""
     names: list[str] = []
-    original = folder._decode
+    original = image_files._decode
 
     def record(path: Path, size: int) -> np.ndarray:
         names.append(path.name)
         return original(path, size)
 
-    monkeypatch.setattr(folder, "_decode", record)
+    monkeypatch.setattr(image_files, "_decode", record)
     return names
 
 
@@ -170,7 +170,7 @@ def test_want_of_memory_is_no_fault_of_the_image(root: Path, monkeypatch: pytest
     def decode(path: Path, size: int) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(folder, "_decode", decode)
+    monkeypatch.setattr(image_files, "_decode", decode)
     with pytest.raises(UserError, match=r"a\.png takes more memory than there is"):
         load(root)
 

@@ -1,8 +1,9 @@
-"""Where images come from: CIFAR-10, a folder, or the built-in sample."""
+"""Where images come from: CIFAR-10, folders, or the built-in sample."""
 
-from src.data.sources.base import Images, Source
+from src.data.sources.base import UNKNOWN, Images, Source
 from src.data.sources.cifar10 import CIFAR10
 from src.data.sources.folder import ImageFolder
 from src.data.sources.sample import Sample
+from src.data.sources.unlabelled import Unlabelled
 
-__all__ = ["CIFAR10", "ImageFolder", "Images", "Sample", "Source"]
+__all__ = ["CIFAR10", "UNKNOWN", "ImageFolder", "Images", "Sample", "Source", "Unlabelled"]

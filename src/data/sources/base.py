@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+UNKNOWN = -1  # label of an image whose class nobody told
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -13,7 +15,7 @@ class Images:
 
     Attributes:
         pixels: RGB values 0 to 255, uint8, shape (N, 3, H, W), C-contiguous.
-        labels: Index into the source's `classes`, int64, shape (N,).
+        labels: Index into the source's `classes`, or UNKNOWN; int64, shape (N,).
         names: File paths relative to the source's root, or None where images have no files of their own.
     """
 
@@ -53,7 +55,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self) -> dict[str, Images]:
-        """Return the splits "train" and, where the source has them, "val" and "test".
+        """Return the splits "train" and, where the source has them, "val" and "test"; without labels "predict" alone.
 
         Raises:
             UserError: What `prepare` left has been changed or removed.

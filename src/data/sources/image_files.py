@@ -1,0 +1,153 @@
+"""Image files: which of them lie in a folder, and their pixels as one array."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+from src.errors import UserError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+CHUNK = 64  # images a thread decodes at a time
+
+Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that telephones take
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by EXIF's number of its orientation."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file, and what tells whether it has changed."""
+
+    name: str
+    """Path with forward slashes, relative to where the search began."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change, in nanoseconds."""
+
+
+def list_images(folder: Path, root: Path) -> list[ImageFile]:
+    """List the images in a folder and those below it, linked ones too, each folder once; hidden ones do not count.
+
+    Args:
+        folder: Where to look.
+        root: What their names are relative to.
+
+    Returns:
+        The files in the order of their names.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    files = []
+    seen: set[str] = set()
+    for place, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above it, or a second one to the same
+            subfolders.clear()
+            continue
+        seen.add(real)
+        inner = Path(place).relative_to(root).as_posix()
+        prefix = "" if inner == "." else f"{inner}/"
+        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
+        for file in names:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
+                status = _status(os.path.join(place, file))
+                files.append(ImageFile(prefix + file, status.st_size, status.st_mtime_ns))
+    return sorted(files, key=lambda file: file.name)
+
+
+def _status(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError:  # a broken link, which decoding will name
+        return os.lstat(path)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray, list[int]]:
+    """Decode files to RGB, uint8, (N, 3, size, size); also return the indices of those that could not be read.
+
+    Threads, because Pillow decodes and resizes outside the interpreter lock. Processes gain on thumbnails
+    only, and lose it again: each one has to import the whole program.
+
+    Args:
+        paths: The files.
+        size: Height and width of the images in pixels.
+        title: What they are, for the progress bar.
+
+    Raises:
+        UserError: An image is larger than the memory.
+    """
+    pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+
+    def decode(start: int) -> list[int]:
+        failed = []
+        for index in range(start, min(start + CHUNK, len(paths))):
+            try:
+                pixels[index] = _decode(paths[index], size)
+            except MemoryError as error:
+                raise UserError(f"{paths[index]} takes more memory than there is; make it smaller") from error
+            except Exception:  # broken bytes surface as errors of many types
+                failed.append(index)
+        return failed
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(paths), unit=" images", desc=f"decoding {title}", disable=None) as bar,
+    ):
+        failed = []
+        for chunk in pool.map(decode, range(0, len(paths), CHUNK)):
+            failed += chunk
+            bar.update(min(CHUNK, len(paths) - bar.n))
+    return pixels, failed
+
+
+def _decode(path: Path, size: int) -> np.ndarray:
+    """Return one image as RGB, uint8, (3, size, size)."""
+    with Image.open(path) as image:
+        upright = _to_rgb(_upright(image))
+    if upright.size != (size, size):
+        upright = upright.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(upright).transpose(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's own way writes all the other tags anew, and fails where one of them has a type that it should not have.
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken bytes surface as errors of many types
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.endswith("A") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def shorten(names: Sequence[str], limit: int = 10) -> str:
+    """Join names for a message, the first few if they are many."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,64 @@
+"""Images whose classes nobody has told, to be predicted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from src.data.sources.base import UNKNOWN, Images, Source
+from src.data.sources.image_files import decode_all, list_images, shorten
+from src.errors import UserError
+from src.files import user_path
+
+
+class Unlabelled(Source):
+    """Provide an image, or those in a folder and below it, to `predict` and to no other command.
+
+    They are found, decoded and resized as `ImageFolder` does it, but not cached.
+
+    Args:
+        root: The file or the folder.
+        image_size: Side of the square images, in pixels: that of the training.
+        classes: Names of the classes in label order; null for those of the checkpoint.
+    """
+
+    def __init__(self, root: str, image_size: int = 32, classes: Sequence[str] | None = None) -> None:
+        if image_size < 1:
+            raise UserError(f"image_size is {image_size}; choose a positive number of pixels")
+        self.root = user_path(root)
+        self.image_size = image_size
+        self._classes = classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name the classes of the checkpoint that predicts.
+
+        Raises:
+            UserError: There is none.
+        """
+        if self._classes is None:
+            raise UserError("Unlabelled images are for predict only: fit, validate and test need their classes.")
+        return tuple(self._classes)
+
+    def prepare(self) -> None:
+        if not self._names():
+            raise UserError(f"there are no images in {self.root}; set root to an image, or to a folder that holds some")
+
+    def load(self) -> dict[str, Images]:
+        names = self._names()
+        folder = self.root if self.root.is_dir() else self.root.parent
+        pixels, failed = decode_all([folder / name for name in names], self.image_size, title="images")
+        if failed:
+            unreadable = shorten([names[index] for index in failed])
+            raise UserError(f"{folder} has unreadable images; mend or remove {unreadable}")
+        return {"predict": Images(pixels, np.full(len(names), UNKNOWN), names)}
+
+    def _names(self) -> list[str]:
+        """List the images relative to their folder."""
+        if self.root.is_file():
+            return [self.root.name]
+        if not self.root.is_dir():
+            raise UserError(f"there is no {self.root}; set root to an image, or to a folder that holds some")
+        try:
+            return [file.name for file in list_images(self.root, self.root)]
+        except OSError as error:
+            raise UserError(f"{error.filename or self.root} cannot be read: {error.strerror}; mend that") from error
