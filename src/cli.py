@@ -45,6 +45,7 @@ from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     check_averages,
+    check_callbacks,
     check_compiler,
     check_configs,
     check_data,
@@ -230,6 +231,7 @@ class ThawCLI(LightningCLI):
             raise UserError(f"trainer.strategy is '{strategy}': expected {' or '.join(_STRATEGIES)}.")
         if type(strategy) not in (str, SingleDeviceStrategy, DDPStrategy) or _forks(strategy):  # others derive from DDP
             raise UserError(f"trainer.strategy {type(strategy).__name__} is not supported so: use auto or ddp.")
+        check_callbacks(_listed(config.callbacks))
         config.profiler = config.profiler or Unprofiled()
         config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:
@@ -451,6 +453,12 @@ def main(args: Sequence[str] | None = None) -> None:
     except (UserError, MisconfigurationException) as error:
         text = str(error) if isinstance(error, UserError) else plain_trainer(str(error))
         print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        lacking = hidden_error(error)
+        if lacking is None:
+            raise
+        print(f"error: {lacking}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in _NO_ROOM:

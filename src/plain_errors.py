@@ -210,9 +210,13 @@ def plain_trainer(message: str) -> str:
 
 def hidden_error(error: BaseException | None) -> UserError | None:
     """Find the user's mistake among the causes of an error: jsonargparse wraps what classes raise."""
-    while error is not None and not isinstance(error, UserError):
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, ModuleNotFoundError) and error.name is None:  # raised by hand: a callback lacks its extra
+            return UserError(" ".join(str(error).split()))
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def known_options(parser: ArgumentParser) -> set[str]:

@@ -15,13 +15,30 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    Timer,
+)
 from torch import Tensor
 
 from src.errors import UserError
 from src.model import int8
 
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1")
+_UNFIT: dict[type[Callback], str] = {
+    LearningRateFinder: "rates belong to the stages. Try some with --model.optimizer.init_args.lr.",
+    ModelPruning: "it cannot prune weights in the order in which they lie in memory here.",
+    StochasticWeightAveraging: (
+        "its rates would have no effect, for those of the stages hold. Average with "
+        "src.callbacks.averaging.PolynomialAveraging or lightning.pytorch.callbacks.EMAWeightAveraging."
+    ),
+    Timer: "give --trainer.max_time.",
+}
+"""Callbacks of Lightning's that would fail here or do nothing, and what to do instead."""
 _ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
 
 
@@ -190,6 +207,18 @@ def check_time(path: Path, content: Mapping[str, Any], timers: Sequence[Timer]) 
             raise UserError(
                 f"trainer.max_time is {limit}, and counts the {before} that '{path}' took before: give more than that."
             )
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks of Lightning's that do not fit.
+
+    Args:
+        callbacks: Those that the user added.
+    """
+    for callback in callbacks:
+        for kind, why in _UNFIT.items():
+            if isinstance(callback, kind):
+                raise UserError(f"{type(callback).__name__} does not fit as one of trainer.callbacks: {why}")
 
 
 def check_monitors(callbacks: Sequence[Callback], validates: bool, within: bool) -> None:

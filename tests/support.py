@@ -35,6 +35,21 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class Lacking(Callback):
+    """Miss a package, as some of Lightning's callbacks do without its extras."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self._look("init")
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self._look("setup")
+
+    def _look(self, where: str) -> None:
+        if where == self.at:
+            raise ModuleNotFoundError("Lacking needs an extra,\nwhich is not here")
+
+
 class EndAfter(Callback):
     """Ask Lightning to end the training after the fourth step, as a time limit does."""
 

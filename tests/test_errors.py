@@ -102,6 +102,21 @@ OPTIONS = {
     "--trainer.max_epochs -5": ["trainer.max_epochs", "-5"],
     "--trainer.deterministic foo": ["trainer.deterministic is 'foo': expected true, false, warn or null."],
     "--trainer.callbacks Foo": ["trainer.callbacks is 'Foo'"],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateFinder": [
+        "LearningRateFinder",
+        "optimizer.init_args.lr",
+    ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelPruning --trainer.callbacks.pruning_fn l1_unstructured": [
+        "ModelPruning"
+    ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01": [
+        "StochasticWeightAveraging",
+        "PolynomialAveraging",
+    ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.Timer": ["Timer", "--trainer.max_time"],
+    "--trainer.callbacks+=tests.support.Lacking --trainer.callbacks.at init": [
+        "Lacking needs an extra, which is not here"
+    ],
     "--trainer nope.yaml": ["trainer is 'nope.yaml': no such YAML file"],
     "--model.hiden 3": ["unknown option --model.hiden; did you mean --model.hidden?"],
     "--hidden 3": ["unknown option --hidden; did you mean --model.hidden?"],
@@ -466,3 +481,11 @@ def test_suggestion_needs_a_similar_last_part() -> None:
 )
 def test_either(words: list[str], joined: str) -> None:
     assert either(words) == joined
+
+
+def test_a_callback_that_misses_its_extra_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lacking = "--trainer.callbacks+=tests.support.Lacking --trainer.callbacks.at setup"
+    with pytest.raises(SystemExit) as stopped:
+        main(f"fit {SAMPLE} --run.root {tmp_path} {lacking}".split())
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: Lacking needs an extra, which is not here\n"
