@@ -55,6 +55,7 @@ from src.preflight import (
     check_int8,
     check_monitors,
     check_optimizer,
+    check_size,
     check_time,
     check_whole,
     make_folder,
@@ -145,9 +146,10 @@ class ThawCLI(LightningCLI):
         self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
         self.content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
-        source = config.data.source.get("init_args", {})
-        if self.subcommand == "predict" and "classes" in source:  # images without labels, which know of no classes
-            source.classes = source.classes or self.content.get("ImageDataModule", {}).get("classes")
+        if self.subcommand == "predict" and config.data.source.class_path.endswith(".Unlabelled"):
+            if "ImageDataModule" not in self.content:
+                raise UserError(f"'{self.checkpoint}' does not say what its classes and its input are.")
+            config.data.source.init_args.classes = self.content["ImageDataModule"]["classes"]
         if self.options.warm_start is not None and self.subcommand == "fit" and self.checkpoint is None:
             # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
             warm_start = str(find_checkpoint(self.options.warm_start, Path(self.options.root), self.name))
@@ -183,6 +185,7 @@ class ThawCLI(LightningCLI):
             if "ImageDataModule" in content:
                 self.datamodule.load_state_dict(content["ImageDataModule"])
             check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
+            check_size(self.checkpoint, content.get("hyper_parameters", {}).get("image_size"), self.model.image_size)
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
         if self.checkpoint is not None and self.subcommand == "fit":

@@ -15,7 +15,7 @@ HELP = "See: python -m src.cli fit --help"
 
 # What a value must be, where the type alone would not tell.
 _WANTED = {
-    "data.source": "CIFAR10, ImageFolder, Sample, or the class path of another source",
+    "data.source": "CIFAR10, ImageFolder, Sample, for predict Unlabelled, or the class path of another source",
     "data.augmentation": "null, or options such as --data.augmentation.rotation 10",
     "model.optimizer": "an optimizer of torch, e.g. torch.optim.Adam",
     "unfreezing.stages": "a mapping from epochs to layers, e.g. '{0: 0, 3: 4}' with a space after each colon",

@@ -102,6 +102,21 @@ def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tens
         )
 
 
+def check_size(path: Path, saved: int | None, wanted: int) -> None:
+    """Refuse images of another size than in training, where each thing in them would look larger or smaller.
+
+    Args:
+        path: The checkpoint, for the message.
+        saved: Height and width, in pixels, that its network saw; None if it does not say.
+        wanted: Those of the images at hand.
+    """
+    if saved not in (None, wanted):
+        raise UserError(
+            f"'{path}' was trained on images of {saved} pixels, and these have {wanted}: use the config.yaml of its "
+            "run, or give its data.source.init_args.image_size and data.input_size."
+        )
+
+
 def check_optimizer(path: Path, saved: str | None, wanted: str) -> None:
     """Refuse to continue a training with another optimizer, which would not know the first one's state.
 

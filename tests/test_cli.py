@@ -325,15 +325,18 @@ def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> No
     assert len(read_predictions(borrowed.directory)) == TEST
 
 
+def probabilities(row: dict[str, str]) -> list[float]:
+    return [float(row[f"p({name})"]) for name in CLASSES]
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Save the sample's test images as files of other sizes, two folders deep."""
+    """Save the sample's test images as files, two folders deep."""
     test = Sample(size=50).load()["test"]
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for number, pixels in enumerate(test.pixels):
-        image = Image.fromarray(pixels.transpose(1, 2, 0)).resize((64, 64), Image.Resampling.NEAREST)
-        image.save(folder / ("more" if number % 2 else "") / f"{number}.png")
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / ("more" if number % 2 else "") / f"{number}.png")
     return folder
 
 
@@ -354,8 +357,7 @@ def test_images_without_labels_are_predicted_as_those_with(borrowed: Run, photos
     assert list(rows[0]) == ["image", "predicted", *(f"p({name})" for name in CLASSES)]
     for row in rows:
         same = expected[Path(row["image"]).name]
-        for name in CLASSES:  # enlarged and made small again the pixels are nearly the same
-            assert float(row[f"p({name})"]) == pytest.approx(float(same[f"p({name})"]), abs=0.05)
+        assert probabilities(row) == pytest.approx(probabilities(same), abs=1e-5)
     assert {f"{row['image']}.png": row for row in read_predictions(borrowed.directory)} == expected
     with Image.open(borrowed.directory / "unlabelled.png") as image:
         assert len(image.getcolors(2**20) or []) > 100
@@ -364,8 +366,7 @@ def test_images_without_labels_are_predicted_as_those_with(borrowed: Run, photos
 def test_a_single_image_is_predicted(borrowed: Run, photos: Path) -> None:
     (row,) = predict(borrowed, photos / "4.png")
     assert row["image"] == "4.png"
-    probabilities = {name: float(row[f"p({name})"]) for name in CLASSES}
-    assert row["predicted"] == max(probabilities, key=probabilities.__getitem__)
+    assert row["predicted"] == CLASSES[probabilities(row).index(max(probabilities(row)))]
 
 
 @pytest.mark.parametrize("standardize", ["weights", "dataset"])
@@ -384,19 +385,25 @@ def test_predicting_needs_no_training_images(
     options += " --data.source ImageFolder --data.source.root root --data.source.image_size 36"
     execute("fit", *sample(*options.split()))
     run = Run(tmp_path / "runs" / "head" / "version_0", "")
-    expected = {row["image"].removeprefix("test/heart/"): row["predicted"] for row in read_predictions(run.directory)}
+    expected = [probabilities(row) for row in read_predictions(run.directory)]
     shutil.rmtree(tmp_path / "root")
     words = f"--config {run.directory}/config.yaml --ckpt_path {run.directory}/checkpoints/best.ckpt"
     execute("predict", *words.split(), "--data.source", "Unlabelled", "--data.source.root", str(photos))
     with (run.directory / "unlabelled.csv").open(newline="") as file:
-        assert {row["image"]: row["predicted"] for row in csv.DictReader(file)} == expected
+        found = [probabilities(row) for row in csv.DictReader(file)]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("classes", ["null", "[a, b, c, d, e, f, g, h, i, j]"])
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_images_without_labels_are_for_predict_only(
-    borrowed: Run, photos: Path, capsys: pytest.CaptureFixture[str], command: str
+    borrowed: Run, photos: Path, capsys: pytest.CaptureFixture[str], command: str, classes: str
 ) -> None:
-    unlabelled = ("--data.source", "Unlabelled", "--data.source.root", str(photos))
+    file = borrowed.directory / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["ImageDataModule"]["classes"] = list("abcdefghij")
+    torch.save(content, file)
+    unlabelled = ("--data.source", "Unlabelled", "--data.source.root", str(photos), "--data.source.classes", classes)
     with pytest.raises(SystemExit) as stopped:
         execute(command, *sample("--run.root", str(borrowed.root)), *unlabelled)
     assert stopped.value.code == 1
@@ -405,8 +412,35 @@ def test_images_without_labels_are_for_predict_only(
     )
 
 
+def test_images_without_labels_need_to_know_what_the_network_expects(
+    borrowed: Run, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = borrowed.directory / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    del content["ImageDataModule"]
+    torch.save(content, file)
+    with pytest.raises(SystemExit):
+        predict(borrowed, photos)
+    assert "best.ckpt' does not say what its classes and its input are." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_images_of_another_size_than_in_training_are_refused(
+    borrowed: Run, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    checkpoint = str(borrowed.directory / "checkpoints" / "last.ckpt")
+    words = sample("--run.root", str(borrowed.root), "--ckpt_path", checkpoint, "--trainer.max_epochs", "3")
+    with pytest.raises(SystemExit):
+        execute(command, *words, "--data.input_size", "48")
+    assert "was trained on images of 32 pixels, and these have 48" in capsys.readouterr().err
+
+
 def nothing(folder: Path) -> Path:
     return folder / "nothing"
+
+
+def too_long(folder: Path) -> Path:
+    return folder / ("x" * 300)
 
 
 def empty(folder: Path) -> Path:
@@ -422,6 +456,7 @@ def broken(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (too_long, "{} cannot be read: File name too long; mend that"),
         (nothing, "there is no {}; set root to an image, or to a folder that holds some"),
         (empty, "there are no images in {}; set root to an image, or to a folder that holds some"),
         (broken, "{} has unreadable images; mend or remove broken.png"),

@@ -208,7 +208,8 @@ def _recolour(images: Tensor, originals: Tensor, draws: Draws) -> Tensor:
     )
     # Whole levels and weights have one exact sum; a floating-point sum would depend on its order.
     sums = originals.round().sum((2, 3), dtype=torch.int64)
-    mean = _grey(sums[:, :, None, None]) / (1000 * originals[0, 0].numel())
+    height, width = originals.shape[-2:]
+    mean = _grey(sums[:, :, None, None]) / (1000 * height * width)
     lit = (mean + (images - mean) * contrast) * brightness
     grey = _grey(lit) / 1000
     return (grey + (lit - grey) * saturation).clamp(0, 255)

@@ -19,7 +19,7 @@ from src.data.augment import Augmentation
 from src.data.cutmix import draw_patches, paste, shares
 from src.data.features import FeatureStore, digest
 from src.data.sampling import EvalBatches, TrainBatches, taken_batches
-from src.data.sources import CIFAR10, Images, Source
+from src.data.sources import CIFAR10, FOR_PREDICT_ONLY, Images, Source
 from src.data.split import channel_statistics, train_val_split
 from src.errors import UserError
 
@@ -153,6 +153,8 @@ class ImageDataModule(LightningDataModule):
             return
         splits = self.source.load()
         if "predict" in splits:  # the checkpoint knows mean and deviation
+            if stage != "predict":
+                raise UserError(FOR_PREDICT_ONLY)
             self.datasets = {"predict": ArrayDataset(splits["predict"], np.arange(len(splits["predict"])))}
             return
         train = splits["train"]

@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
+from src.data import augment
 from src.data.augment import Augmentation, uniform
 from src.errors import UserError
 
@@ -251,7 +252,17 @@ def test_colour_changes_brightness_contrast_and_saturation(colour: float) -> Non
         np.testing.assert_allclose(results[place].numpy(), expected, atol=2e-3)
 
 
-def test_colour_comes_after_what_moves_pixels_and_before_cutout() -> None:
+def test_colour_comes_after_what_moves_pixels() -> None:
+    images = pictures(30)
+    places = {"seed": 9, "view": 2, "indices": torch.arange(30)}
+    moved, recoloured = only(rotation=30.0)(images, **places), only(colour=1.0)(images, **places)
+    both = only(rotation=30.0, colour=1.0)(images, **places)
+    draws = only(colour=1.0).draw(**places)
+    assert torch.equal(both, augment._recolour(moved, images, draws))
+    assert not torch.allclose(both, only(rotation=30.0)(recoloured, **places), atol=1.0)  # for values were cut off
+
+
+def test_colour_comes_before_cutout() -> None:
     images = pictures(30)
     indices = torch.arange(30)
     flipped = only(flip=True, colour=0.5)(images, seed=9, view=2, indices=indices)
@@ -260,6 +271,10 @@ def test_colour_comes_after_what_moves_pixels_and_before_cutout() -> None:
     filled = both != flipped
     assert filled.any()
     assert torch.equal(both[filled], holes[filled])
+
+
+def test_no_images_are_no_mistake() -> None:
+    assert EVERYTHING(pictures(1)[:0], seed=1, view=1, indices=torch.arange(0)).shape == (0, 3, 32, 32)
 
 
 def test_without_options_images_stay_as_they_are() -> None:

@@ -1,6 +1,7 @@
 """Images whose classes nobody has told, to be predicted."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -9,11 +10,13 @@ from src.data.sources.image_files import decode_all, list_images, shorten
 from src.errors import UserError
 from src.files import user_path
 
+FOR_PREDICT_ONLY = "Unlabelled images are for predict only: fit, validate and test need their classes."
+
 
 class Unlabelled(Source):
     """Provide an image, or those in a folder and below it, to `predict` and to no other command.
 
-    They are found, decoded and resized as `ImageFolder` does it, but not cached.
+    They are found, decoded and resized as `ImageFolder` does it, but not cached: every process decodes all of them.
 
     Args:
         root: The file or the folder.
@@ -36,15 +39,15 @@ class Unlabelled(Source):
             UserError: There is none.
         """
         if self._classes is None:
-            raise UserError("Unlabelled images are for predict only: fit, validate and test need their classes.")
+            raise UserError(FOR_PREDICT_ONLY)
         return tuple(self._classes)
 
     def prepare(self) -> None:
-        if not self._names():
+        if not self._names:
             raise UserError(f"there are no images in {self.root}; set root to an image, or to a folder that holds some")
 
     def load(self) -> dict[str, Images]:
-        names = self._names()
+        names = self._names
         folder = self.root if self.root.is_dir() else self.root.parent
         pixels, failed = decode_all([folder / name for name in names], self.image_size, title="images")
         if failed:
@@ -52,13 +55,14 @@ class Unlabelled(Source):
             raise UserError(f"{folder} has unreadable images; mend or remove {unreadable}")
         return {"predict": Images(pixels, np.full(len(names), UNKNOWN), names)}
 
+    @cached_property
     def _names(self) -> list[str]:
         """List the images relative to their folder."""
-        if self.root.is_file():
-            return [self.root.name]
-        if not self.root.is_dir():
-            raise UserError(f"there is no {self.root}; set root to an image, or to a folder that holds some")
         try:
-            return [file.name for file in list_images(self.root, self.root)]
+            if self.root.is_file():
+                return [self.root.name]
+            if self.root.is_dir():
+                return [file.name for file in list_images(self.root, self.root)]
         except OSError as error:
             raise UserError(f"{error.filename or self.root} cannot be read: {error.strerror}; mend that") from error
+        raise UserError(f"there is no {self.root}; set root to an image, or to a folder that holds some")
