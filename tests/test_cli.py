@@ -342,7 +342,7 @@ def photos(tmp_path: Path) -> Path:
 
 def predict(borrowed: Run, root: Path, *words: str) -> list[dict[str, str]]:
     unlabelled = ("--data.source", "Unlabelled", "--data.source.root", str(root))
-    execute("predict", *sample("--run.root", str(borrowed.root)), *unlabelled, *words)
+    print(execute("predict", *sample("--run.root", str(borrowed.root)), *unlabelled, *words), end="")
     with (borrowed.directory / "unlabelled.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -367,6 +367,16 @@ def test_a_single_image_is_predicted(borrowed: Run, photos: Path) -> None:
     (row,) = predict(borrowed, photos / "4.png")
     assert row["image"] == "4.png"
     assert row["predicted"] == CLASSES[probabilities(row).index(max(probabilities(row)))]
+
+
+def test_answers_are_printed_too(borrowed: Run, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = predict(borrowed, photos)
+    answers = [f"{row['image']}  {row['predicted']} {max(probabilities(row)):.0%}" for row in rows]
+    assert capsys.readouterr().out.splitlines()[: len(rows)] == answers
+    for number in (10, 11):
+        shutil.copy(photos / "0.png", photos / "more" / f"{number}.png")
+    predict(borrowed, photos)
+    assert capsys.readouterr().out.splitlines()[10] == "and 2 more"
 
 
 @pytest.mark.parametrize("standardize", ["weights", "dataset"])

@@ -16,7 +16,7 @@ from src.batch import Batch
 from src.callbacks.figures import confusion_figure, grid_figure, show, write_png
 from src.data.datamodule import ArrayDataset, ImageDataModule
 from src.data.sources import UNKNOWN
-from src.files import replacing
+from src.files import printable, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +28,7 @@ UNLABELLED_PNG = "unlabelled.png"
 REPORT = "test_report.json"
 CONFUSION_PNG = "confusion_matrix.png"
 
+_PRINTED = 10  # answers that the terminal shows
 _WHOLE = ("accuracy", "macro_f1", "loss", "calibration_error")
 """What a report says of all images together."""
 
@@ -110,6 +111,11 @@ class PredictionWriter(Callback):
         else:  # files of their own: the run keeps what it said of its test images
             self._write(predictions, dataset, data.classes, UNLABELLED_CSV)
             write_png(_examples(predictions, dataset, data.classes, "predictions"), self.directory / UNLABELLED_PNG)
+            guesses = _guesses(predictions.probabilities[:_PRINTED], data.classes)
+            for index, guess in zip(predictions.indices.tolist(), guesses, strict=False):
+                print(printable(dataset.name_of(index)), guess, sep="  ")
+            if len(predictions.indices) > _PRINTED:
+                print(f"and {len(predictions.indices) - _PRINTED} more")
 
     def _gather(self, trainer: Trainer) -> list[Predictions]:
         """Join the parts of all processes: plain predictions, then averaged ones if there are any."""
@@ -164,13 +170,18 @@ def test_report(predictions: Predictions, classes: tuple[str, ...]) -> dict:
     }
 
 
+def _guesses(probabilities: Tensor, classes: tuple[str, ...]) -> list[str]:
+    """Say what each image is taken for, and how surely."""
+    confidence, predicted = probabilities.max(dim=1)
+    return [f"{classes[p]} {c:.0%}" for p, c in zip(predicted.tolist(), confidence.tolist(), strict=True)]
+
+
 def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], title: str) -> Figure:
     chosen = torch.linspace(0, len(predictions.labels) - 1, min(24, len(predictions.labels))).long()
     indices, labels, probabilities = (column[chosen] for column in predictions)
-    confidence, predicted = probabilities.max(dim=1)
     pixels = dataset[indices.numpy()].inputs.permute(0, 2, 3, 1).cpu().numpy()
-    titles = [f"{classes[p]} {c:.0%}" for p, c in zip(predicted.tolist(), confidence.tolist(), strict=True)]
+    titles = _guesses(probabilities, classes)
     if not predictions.have_truth:
         return grid_figure(pixels, titles, title)
-    colours = ["green" if right else "crimson" for right in (predicted == labels).tolist()]
+    colours = ["green" if right else "crimson" for right in (probabilities.argmax(dim=1) == labels).tolist()]
     return grid_figure(pixels, titles, title, colours)
