@@ -3,8 +3,8 @@
     python -m benchmarks.prepare [--source data] [--output data]
 
 Writes cifar10-jpeg/, CIFAR-10's images compressed as JPEG, and quarter/, links to a quarter of its training images and
-to others for validation. A cifar10-jpeg/ that is there is taken as it is: the one that was measured was given, and
-another JPEG library may round otherwise.
+to others for validation. A cifar10-jpeg/ that is there is taken as it is: the one that was measured came from
+elsewhere, and another JPEG library may round otherwise.
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ from src.data.datamodule import ImageDataModule
 from src.data.sampling import taken_batches
 from src.errors import UserError
 from src.files import user_path
-from src.lean_loop import Unprofiled
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
@@ -63,6 +62,7 @@ from src.preflight import (
 )
 from src.process import prepare_process
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
+from src.unprofiled import Unprofiled
 
 COMMANDS = ("fit", "validate", "test", "predict")
 USAGE = "python -m src.cli fit --config configs/last4.yaml"

@@ -1,4 +1,7 @@
-"""Look at files, machine and settings before a run begins: a mistake then costs seconds and leaves nothing behind."""
+"""Look at files, machine and settings before a run begins: a mistake then costs seconds and leaves nothing behind.
+
+Every check raises a UserError that says what to do.
+"""
 
 from __future__ import annotations
 
@@ -274,12 +277,12 @@ def check_device(device: torch.device, sync_batchnorm: bool) -> None:
         raise UserError("Apple's GPUs are not supported: add --trainer.accelerator cpu.")
 
 
-def check_int8(device: torch.device, ranges: bool, checkpoint: Path | None) -> None:
+def check_int8(device: torch.device, known: bool, checkpoint: Path | None) -> None:
     """Refuse frozen layers in eight bits where they could not be computed, fast and right.
 
     Args:
         device: Where the network runs.
-        ranges: Whether it is known, or will be, what values flow between these layers.
+        known: Whether it is known, or will be, what values flow between these layers.
         checkpoint: The one that does not tell, for the message.
     """
     if device.type != "cpu":
@@ -289,7 +292,7 @@ def check_int8(device: torch.device, ranges: bool, checkpoint: Path | None) -> N
             "model.frozen_precision int8 needs a processor with AVX-512 VNNI instructions and a torch with oneDNN: "
             "use bf16, or same."
         )
-    if not ranges:
+    if not known:
         raise UserError(
             f"'{checkpoint}' was not trained with frozen layers in eight bits: leave out model.frozen_precision int8."
         )

@@ -54,7 +54,7 @@ def main() -> None:
     sys.argv = sys.argv[:1]
     options = {
         "data.source.size": IMAGES, "data.batch_size": BATCH, "seed_everything": SEED, "feature_cache.views": views,
-        "trainer.max_epochs": 1000, "trainer.num_sanity_val_steps": 0, "run.test_after_fit": "false",
+        "trainer.max_epochs": 1000, "run.test_after_fit": "false",
         "run.root": folder, "trainer.callbacks+": "benchmarks.contestants.thaw.AtTheGate",
     }  # fmt: skip
     configs = [f"--config=configs/{file}" for file in (f"{job}.yaml", "with/sample.yaml")]

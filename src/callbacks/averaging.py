@@ -28,6 +28,9 @@ class PolynomialAveraging(WeightAveraging):
 
     Args:
         eta: Power; 0 averages all steps alike, and the higher it is, the shorter is the memory.
+
+    Raises:
+        UserError: An option is outside its range.
     """
 
     def __init__(self, eta: float = 7.0) -> None:

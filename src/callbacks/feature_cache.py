@@ -44,6 +44,9 @@ class FrozenFeatureCache(Callback):
         folder: With place disk: keep them here instead, for good, so that other runs find them whose frozen layers,
             images, augmentation and seed are the same. Empty it after a loss of power: what was marked as there may not
             have reached the disk.
+
+    Raises:
+        UserError: An option is outside its range.
     """
 
     def __init__(

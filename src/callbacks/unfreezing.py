@@ -29,6 +29,9 @@ class StagedUnfreezing(Callback):
         block_factor: Factor on the learning rate for every block further down.
         decay: Course of each layer's rate from its thaw to the end: constant, linear or cosine.
         warmup_epochs: Epochs from each layer's thaw over which its rate rises from nothing.
+
+    Raises:
+        UserError: An option is outside its range.
     """
 
     def __init__(

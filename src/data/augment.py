@@ -206,10 +206,8 @@ def _recolour(images: Tensor, originals: Tensor, draws: Draws) -> Tensor:
     brightness, contrast, saturation = (
         factor[:, None, None, None] for factor in (draws.brightness, draws.contrast, draws.saturation)
     )
-    # Whole levels and weights have one exact sum; a floating-point sum would depend on its order.
-    sums = originals.round().sum((2, 3), dtype=torch.int64)
     height, width = originals.shape[-2:]
-    mean = _grey(sums[:, :, None, None]) / (1000 * height * width)
+    mean = _grey(_sums(originals)) / (1000 * height * width)
     lit = (mean + (images - mean) * contrast) * brightness
     grey = _grey(lit) / 1000
     return (grey + (lit - grey) * saturation).clamp(0, 255)
@@ -229,7 +227,11 @@ def _cut_out(images: Tensor, originals: Tensor, draws: Draws, side: int) -> Tens
     below = torch.arange(height, device=images.device) - top[:, None]
     beyond = torch.arange(width, device=images.device) - left[:, None]
     in_rows, in_columns = (below >= 0) & (below < side), (beyond >= 0) & (beyond < side)
-    # Whole levels have one exact sum; a floating-point sum would depend on its order.
-    colour = originals.round().sum((2, 3), dtype=torch.int64) / (height * width)
+    colour = _sums(originals) / (height * width)
     hole = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    return torch.where(hole, colour[:, :, None, None], images)
+    return torch.where(hole, colour, images)
+
+
+def _sums(images: Tensor) -> Tensor:
+    """Add up each channel, int64, (N, 3, 1, 1): whole levels have one exact sum, others depend on their order."""
+    return images.round().sum((2, 3), keepdim=True, dtype=torch.int64)

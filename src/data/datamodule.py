@@ -83,6 +83,9 @@ class ImageDataModule(LightningDataModule):
         input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
         seed: Seed of order and augmentation; `seed_everything` tells it.
         weights_input: Mean and deviation that the weights expect, pixels 0 to 255; the model's weights tell it.
+
+    Raises:
+        UserError: An option is outside its range, or the source cannot tell its classes.
     """
 
     def __init__(

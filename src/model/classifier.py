@@ -46,6 +46,9 @@ class TransferClassifier(LightningModule):
             and their shifts by one pixel (flip_shift); test reports both, with and without.
         num_classes: Number of classes; the data tell it.
         image_size: Height and width of the images in pixels, at least 32; the data tell it.
+
+    Raises:
+        UserError: An option is outside its range.
     """
 
     def __init__(

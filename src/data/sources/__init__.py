@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR-10, folders, or the built-in sample."""
+"""Where images come from: CIFAR-10, a folder, the built-in sample, or files without labels."""
 
 from src.data.sources.base import UNKNOWN, Images, Source
 from src.data.sources.cifar10 import CIFAR10

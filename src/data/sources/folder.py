@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from src.data.sources.base import Images, Source
-from src.data.sources.image_files import ImageFile, decode_all, list_images, shorten
+from src.data.sources.image_files import ImageFile, checked_side, decode_all, list_images, shorten
 from src.errors import UserError
 from src.files import replacing, user_path
 
@@ -34,13 +34,14 @@ class ImageFolder(Source):
     Args:
         root: Folder that holds `train` and, optionally, `val` and `test`, each with one subfolder per class.
         image_size: Side of the square images, in pixels.
+
+    Raises:
+        UserError: The side is none.
     """
 
     def __init__(self, root: str, image_size: int = 32) -> None:
-        if image_size < 1:
-            raise UserError(f"image_size is {image_size}; choose a positive number of pixels")
         self.root = user_path(root)
-        self.image_size = image_size
+        self.image_size = checked_side(image_size)
 
     @property
     def classes(self) -> tuple[str, ...]:

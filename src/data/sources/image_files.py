@@ -40,6 +40,17 @@ class ImageFile:
     """Time of the last change, in nanoseconds."""
 
 
+def checked_side(image_size: int) -> int:
+    """Give the side of images in pixels as it is, if it is one.
+
+    Raises:
+        UserError: It is not positive.
+    """
+    if image_size < 1:
+        raise UserError(f"image_size is {image_size}; choose a positive number of pixels")
+    return image_size
+
+
 def list_images(folder: Path, root: Path) -> list[ImageFile]:
     """List the images in a folder and those below it, linked ones too, each folder once; hidden ones do not count.
 

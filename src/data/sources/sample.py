@@ -57,6 +57,9 @@ class Sample(Source):
     Args:
         size: Number of training images.
         seed: Seed of every random choice; the same seed gives the same images.
+
+    Raises:
+        UserError: There would be no image of some class, or the seed is negative.
     """
 
     def __init__(self, size: int = 2500, seed: int = 777) -> None:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from src.data.sources.base import UNKNOWN, Images, Source
-from src.data.sources.image_files import decode_all, list_images, shorten
+from src.data.sources.image_files import checked_side, decode_all, list_images, shorten
 from src.errors import UserError
 from src.files import user_path
 
@@ -22,13 +22,14 @@ class Unlabelled(Source):
         root: The file or the folder.
         image_size: Side of the square images, in pixels: that of the training.
         classes: Names of the classes in label order; null for those of the checkpoint.
+
+    Raises:
+        UserError: The side is none.
     """
 
     def __init__(self, root: str, image_size: int = 32, classes: Sequence[str] | None = None) -> None:
-        if image_size < 1:
-            raise UserError(f"image_size is {image_size}; choose a positive number of pixels")
         self.root = user_path(root)
-        self.image_size = image_size
+        self.image_size = checked_side(image_size)
         self._classes = classes
 
     @property

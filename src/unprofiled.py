@@ -1,4 +1,4 @@
-"""Lightning's loop without what it does for a profiler that nobody asked for."""
+"""What takes a profiler's place where nobody asked for one."""
 
 from __future__ import annotations
 
