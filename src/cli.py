@@ -190,7 +190,8 @@ class ThawCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
         if self.checkpoint is not None and self.subcommand == "fit":
             check_whole(self.checkpoint, content)
-            check_data(self.checkpoint, content, self.datamodule.identity(self.trainer.world_size))
+            stay = self.config_init[self.subcommand].feature_cache.views is not None
+            check_data(self.checkpoint, content, self.datamodule.identity(self.trainer.world_size, stay))
             if not self.config_init[self.subcommand].trainer.fast_dev_run:
                 check_end(self.checkpoint, content, self.trainer.max_epochs)
             timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
@@ -218,9 +219,10 @@ class ThawCLI(LightningCLI):
         for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if config[option] is not None and config[option] < 1:
                 raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
-        if config.val_check_interval == 0:
+        interval = config.val_check_interval
+        if interval == 0 or not isinstance(interval, int | float | None):  # by the clock no run could be repeated
             raise UserError(
-                "trainer.val_check_interval is 0: give a number of batches, or a part of an epoch such as 0.5."
+                f"trainer.val_check_interval is {interval}: give a number of batches, or a part of an epoch, as 0.5."
             )
         if str(config.precision or 32) not in _PRECISIONS:
             raise UserError(
@@ -290,7 +292,7 @@ class ThawCLI(LightningCLI):
         if not self.options.test_after_fit:
             limits.pop("test", None)
         for split, limit in limits.items():
-            if limit and not taken_batches(batches[split], limit):
+            if (limit or split == "train") and not taken_batches(batches[split], limit):
                 raise UserError(
                     f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none."
                 )

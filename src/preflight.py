@@ -5,6 +5,7 @@ Every check raises a UserError that says what to do.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     Callback,
     EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
@@ -33,6 +36,10 @@ from src.model import int8
 
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1")
 _UNFIT: dict[type[Callback], str] = {
+    BaseFinetuning: "layers thaw by unfreezing.stages.",
+    GradientAccumulationScheduler: (
+        "a run that continues within an epoch would not accumulate in it. Give --trainer.accumulate_grad_batches."
+    ),
     LearningRateFinder: "rates belong to the stages. Try some with --model.optimizer.init_args.lr.",
     ModelPruning: "it cannot prune weights in the order in which they lie in memory here.",
     StochasticWeightAveraging: (
@@ -41,7 +48,14 @@ _UNFIT: dict[type[Callback], str] = {
     ),
     Timer: "give --trainer.max_time.",
 }
-"""Callbacks of Lightning's that would fail here or do nothing, and what to do instead."""
+"""Callbacks of Lightning's that would fail here, do nothing or end otherwise if continued, and what to do instead."""
+_BATCHES = (
+    ("batch_size", "data.batch_size", "the same"),
+    ("processes", "the number of processes", "as many devices"),
+    ("seed", "seed_everything", "the same"),
+    ("stay", "a cache of features in each process", "the same feature_cache.views"),
+)
+"""What batches depend on, in the data module's identity and for the user, and how to keep it."""
 _ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
 
 
@@ -173,11 +187,11 @@ def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -
             "and the rest of that epoch would be left out. Start anew from its weights: "
             f"--run.warm_start {path}; what can be continued is a training ended by SIGTERM or Ctrl-C."
         )
-    for name, means in (("batch_size", "the same data.batch_size"), ("processes", "as many devices")):
+    for name, what, means in _BATCHES:
         if within and saved[name] != now[name]:
             raise UserError(
                 f"'{path}' was saved within an epoch, and the rest of its batches is not known with other ones: "
-                f"{name} was {saved[name]} and is {now[name]}. Finish the epoch with {means}."
+                f"{what} was {json.dumps(saved[name])} and is {json.dumps(now[name])}. Finish the epoch with {means}."
             )
 
 

@@ -68,6 +68,18 @@ class Validations(Callback):
             print(trainer.global_step, file=file)
 
 
+class Statistics(Callback):
+    """Write down the head's BatchNorm statistics with which each process validates."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"rank{trainer.global_rank}.txt").open("a") as file:
+            print(trainer.global_step, hash_of(pl_module.head.norm.state_dict()), file=file)
+
+
 class Witness(Callback):
     """Write down, for every process and epoch, what was seen and what the weights are."""
 

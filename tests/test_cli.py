@@ -766,8 +766,9 @@ def test_resuming_on_other_images_is_refused(borrowed: Run, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("changed", "refused"),
     [
-        (["--data.batch_size", "7"], "batch_size was 12 and is 7. Finish the epoch with the same data.batch_size."),
-        (["--trainer.devices", "2"], "processes was 1 and is 2. Finish the epoch with as many devices."),
+        (["--data.batch_size", "7"], "data.batch_size was 12 and is 7. Finish the epoch with the same."),
+        (["--seed_everything", "2"], "seed_everything was 1 and is 2. Finish the epoch with the same."),
+        (["--trainer.devices", "2"], "number of processes was 1 and is 2. Finish the epoch with as many devices."),
     ],
 )
 def test_batches_of_an_epoch_that_was_begun_stay(
@@ -782,6 +783,16 @@ def test_batches_of_an_epoch_that_was_begun_stay(
         execute("fit", *words, "--ckpt_path", "last", *changed)
     assert refused in capsys.readouterr().err
     execute("fit", *words, "--ckpt_path", "last")
+
+
+def test_a_fused_optimizer_clips_as_others_do(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--run.test_after_fit", "false")
+    words += ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "0.1"]
+    for fused in ("true", "null"):  # null: as is best, which is the same here
+        execute("fit", *words, "--model.optimizer", "torch.optim.Adam", "--model.optimizer.fused", fused)
+    asked, chosen = (Run(tmp_path / "head" / f"version_{number}", "").history for number in (0, 1))
+    for name in ("train/loss", "val/loss"):
+        assert asked[0][name] == chosen[0][name]
 
 
 def test_batches_may_change_between_epochs(borrowed: Run) -> None:

@@ -113,6 +113,12 @@ OPTIONS = {
         "StochasticWeightAveraging",
         "PolynomialAveraging",
     ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.BackboneFinetuning": ["BackboneFinetuning", "unfreezing.stages"],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.GradientAccumulationScheduler "
+    "--trainer.callbacks.scheduling '{0: 2}'": [
+        "GradientAccumulationScheduler",
+        "--trainer.accumulate_grad_batches",
+    ],
     "--trainer.callbacks+=lightning.pytorch.callbacks.Timer": ["Timer", "--trainer.max_time"],
     "--trainer.callbacks+=tests.support.Lacking --trainer.callbacks.at init": [
         "Lacking needs an extra, which is not here"
@@ -215,14 +221,18 @@ OPTIONS = {
         "--feature_cache.folder",
     ],
     "--trainer.val_check_interval 0": ["trainer.val_check_interval is 0", "0.5"],
+    "--trainer.val_check_interval 00:00:01:00": ["trainer.val_check_interval is", "0.5"],
     "--trainer.val_check_interval 2000": ["trainer.val_check_interval is 2000, but an epoch has", "0.5"],
     "--trainer.limit_train_batches 0.0001": ["trainer.limit_train_batches is 0.0001", "none"],
+    "--trainer.limit_train_batches 0": ["trainer.limit_train_batches is 0", "none"],
     "--trainer.limit_val_batches 0.0001": ["limit_val_batches"],
     "--trainer.limit_test_batches 0.0001": ["limit_test_batches"],
     "--trainer.sync_batchnorm true": ["trainer.sync_batchnorm is for GPUs"],
     "--model.optimizer.init_args.fused true --model.optimizer.init_args.foreach true": [
         "model.optimizer cannot be made: `fused` and `foreach` cannot be `True` together.",
     ],
+    "--feature_cache.views 1 --feature_cache.limit_gib .inf": ["feature_cache.limit_gib is inf"],
+    "--feature_cache.views 1 --feature_cache.limit_gib .nan": ["feature_cache.limit_gib is nan"],
     "--trainer.accumulate_grad_batches 0": ["trainer.accumulate_grad_batches is 0: it must be at least 1"],
     "--trainer.check_val_every_n_epoch 0": ["trainer.check_val_every_n_epoch is 0: it must be at least 1"],
     "--trainer.precision 17": ["trainer.precision is '17'", "bf16-mixed"],

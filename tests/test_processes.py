@@ -152,6 +152,18 @@ def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_all_validate_with_the_same_statistics(tmp_path: Path) -> None:
+    """Also after a batch whose gradient was only kept: DDP sends nothing round then."""
+    options = ["--unfreezing.stages", "{0: 0}", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"]
+    options += ["--model.hidden", "8", "--data.batch_size", "3", "--trainer.accumulate_grad_batches", "2"]
+    options += ["--trainer.val_check_interval", "3", "--trainer.callbacks+=tests.support.Statistics"]
+    run("fit", *words(tmp_path, "run", 2, *options, "--trainer.callbacks.folder", str(tmp_path / "seen")), threads=1)
+    first, second = ((tmp_path / "seen" / f"rank{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert len(first) > 2
+    assert first == second
+
+
+@pytest.mark.slow
 def test_both_start_from_the_same_earlier_run(tmp_path: Path) -> None:
     """The second process looks for it when the first has long begun."""
     options = ["--unfreezing.stages", "{0: 0}", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from hashlib import blake2b
 from pathlib import Path
@@ -58,8 +59,8 @@ class FrozenFeatureCache(Callback):
     ) -> None:
         if views is not None and views < 1:
             raise UserError(f"feature_cache.views is {views}: give 1 or more, or null for no cache.")
-        if limit_gib <= 0:
-            raise UserError(f"feature_cache.limit_gib is {limit_gib}: it must be above 0.")
+        if not 0 < limit_gib < math.inf:
+            raise UserError(f"feature_cache.limit_gib is {limit_gib}: give a number above 0.")
         if folder is not None and place != "disk":
             raise UserError(f"feature_cache.folder is {folder}: it needs feature_cache.place disk.")
         self.views = views

@@ -7,6 +7,7 @@ import gc
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from src.callbacks.averaging import averages_weights
 from src.callbacks.schedule import HEAD_NUMBER, Decay, Rates, parse_stages, trainable_layers
@@ -94,6 +95,11 @@ class StagedUnfreezing(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         self._apply(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # DDP sends the first process's statistics round before a batch, but not after one whose gradient it only kept.
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model.require_forward_param_sync = True
 
     def _apply(self, trainer: Trainer, model: TransferClassifier) -> None:
         layers = trainable_layers(self.stages, trainer.current_epoch)

@@ -180,19 +180,22 @@ class ImageDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Save what predictions depend on, class names and mean and deviation per channel, and the identity."""
         mean, std = self.statistics.tolist()
-        return {"classes": list(self.classes), "mean": mean, "std": std, "identity": self.identity(self._place()[1])}
+        identity = self.identity(self._place()[1], self.images_stay)
+        return {"classes": list(self.classes), "mean": mean, "std": std, "identity": identity}
 
-    def identity(self, processes: int) -> dict[str, Any]:
+    def identity(self, processes: int, stay: bool) -> dict[str, Any]:
         """Tell what a training that goes on must find again: the images, and how they form batches.
 
         Args:
             processes: How many share the images; before a training begins only its trainer knows.
+            stay: Whether every epoch gives a process the same images; before that only its feature cache knows.
         """
         datasets = [self.datasets[split] for split in ("train", "val")]
         images = digest(part for dataset in datasets for part in dataset.identity())
         # Where one file takes another one's place, numbers and labels stay, and the split falls elsewhere.
         files = digest(dataset.file_names() for dataset in datasets)
-        return {"images": images, "files": files, "batch_size": self.batch_size, "processes": processes}
+        batches = {"batch_size": self.batch_size, "seed": self.seed, "processes": processes}
+        return {"images": images, "files": files, **batches, "stay": stay and processes > 1}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if tuple(state_dict["classes"]) != tuple(self.classes):

@@ -303,6 +303,7 @@ class TransferClassifier(LightningModule):
         if undecided and isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # torch would not take the fastest
             for settings in (optimizer.defaults, *optimizer.param_groups):
                 settings["fused"] = True
+        vars(optimizer)["_step_supports_amp_scaling"] = False  # or Lightning would not clip what is fused
         step_in_memory_order(optimizer)
         skip_capture_check(optimizer)
         step_in_fewer_groups(optimizer)

@@ -403,14 +403,20 @@ def test_checkpoint_brings_its_statistics(tmp_path: Path) -> None:
 def test_identity_changes_where_one_file_takes_the_place_of_another() -> None:
     """A file fewer at the beginning of a class, and one more at its end: numbers and labels are the same."""
     source = Noise()
-    before, same = set_up(source).identity(1), set_up(Noise()).identity(1)
+    before, same = set_up(source).identity(1, False), set_up(Noise()).identity(1, False)
     assert before == same
     train = source.images["train"]
     source.images["train"] = Images(train.pixels, train.labels, [*train.names[1:], "train/new.png"])
-    after = set_up(source).identity(1)
+    after = set_up(source).identity(1, False)
     assert {name for name in before if before[name] != after[name]} == {"files"}
     with pytest.raises(UserError, match="was trained on other images"):
         check_data(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}, after)
+
+
+def test_identity_knows_whether_processes_keep_their_images() -> None:
+    data = set_up(Noise())
+    assert data.identity(2, True) != data.identity(2, False)
+    assert data.identity(1, True) == data.identity(1, False)  # one process has them all
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog", "cow"), ("dog", "cat"), ("cat",)])
