@@ -70,6 +70,7 @@ USAGE = "python -m src.cli fit --config configs/last4.yaml"
 _UNWANTED_ADVICE = (
     "smaller than the logging interval",  # curves are drawn by the epoch
     "exists and is not empty",  # a resumed run stays in its directory
+    "sync_dist=True",  # every process logs the same, or for itself
     "smallest subnormal",  # is zero on purpose; numpy 2.0 wonders
     "LeafSpec",  # how Lightning asks torch for one is for them to mend
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
@@ -141,7 +142,7 @@ class ThawCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.options = RunOptions(**config.run)
         self.options.root = str(user_path(self.options.root))  # as Lightning's logger does
-        self.name = run_name(self.options, [Path(str(path)) for path in config.config or []])
+        self.name = run_name(self.options, [Path(str(path)) for path in config.config or [] if path is not None])
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
         self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
@@ -272,7 +273,9 @@ class ThawCLI(LightningCLI):
         config.unfreezing.check_end(trainer.max_epochs if limited else -1)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
-        check_monitors(callbacks, bool(self.trainer.limit_val_batches), self.trainer.val_check_interval != 1.0)
+        check_monitors(
+            _listed(trainer.callbacks), bool(self.trainer.limit_val_batches), self.trainer.val_check_interval != 1.0
+        )
         self._check_epoch()
         self._make_optimizer()
         if self.checkpoint is None:  # its weights would replace whatever the network starts with
@@ -372,6 +375,7 @@ _NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
 _STRATEGIES = ("auto", "ddp")
 _CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _SHOWN = (".png", ".csv", ".json", ".yaml")
 
@@ -466,11 +470,13 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {lacking}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno in _NO_ROOM:
+            text = "the disk is full. Free some room; a training with a last.ckpt can go on from it."
+        elif error.errno in _NO_ENTRY and error.filename:
+            text = f"'{error.filename}' cannot be used: {error.strerror}. Mend that, or give another path."
+        else:
             raise
-        print(
-            "error: the disk is full. Free some room; a training with a last.ckpt can go on from it.", file=sys.stderr
-        )
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -25,12 +25,11 @@ from src.callbacks.history import Row, read_history
 from src.callbacks.predictions import REPORT
 from src.errors import UserError
 from src.files import replacing
-from src.run_directory import newest_run
+from src.run_directory import CONFIG, newest_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONFIG = "config.yaml"
 COLUMNS = (
     "recipe", "runs", "layers", "trainable parameters", "epochs", "best val/acc", "test/acc", "test/acc_tta",
     "macro F1", "calibration error", "training minutes", "images/s",
@@ -61,6 +60,11 @@ class Run:
         # An epoch has none if the run was continued at its end, from a checkpoint outside of its own folder.
         return [seconds / 60 for seconds in accumulate(row.get("train_seconds", 0.0) for row in self.history)]
 
+    def curve(self, metric: str) -> list[tuple[float, float, float]]:
+        """Give the minutes, the epoch (the first is 1) and the value, wherever there is one."""
+        rows = zip(self.minutes, self.history, strict=True)
+        return [(minutes, row["epoch"] + 1, row[metric]) for minutes, row in rows if metric in row]
+
     def figures(self) -> dict[str, float]:
         """Give the figures of the table that can be averaged, as far as this run has them."""
         validated = [row["val/acc"] for row in self.history if "val/acc" in row]
@@ -79,24 +83,36 @@ class Run:
         return {name: value for name, value in found.items() if value is not None}
 
 
+class Unfinished(UserError):
+    """A folder without a training of at least one epoch."""
+
+
 def read_run(path: Path) -> Run:
     """Read a run directory, or the newest one of a recipe's folder.
 
     Raises:
-        UserError: There is none, or it has no finished epoch.
+        Unfinished: It has no finished epoch, or none at all, as that of a test alone.
+        UserError: There is no such folder, or the run is damaged.
     """
+    try:
+        return _read_run(path)
+    except OSError as error:
+        raise UserError(f"the run '{path}' cannot be read: {error.strerror}: '{error.filename}'.") from error
+
+
+def _read_run(path: Path) -> Run:
     folder = path if (path / CONFIG).is_file() else newest_run(path.parent, path.name)
-    if folder is None or not (folder / CONFIG).is_file():
-        raise UserError(f"'{path}' is no run: give folders such as runs/last4 or runs/last4/version_0.")
+    if folder is None:
+        kind = Unfinished if path.is_dir() else UserError
+        raise kind(f"'{path}' is no run: give folders such as runs/last4 or runs/last4/version_0.")
     if not (folder / HISTORY).is_file():
-        raise UserError(f"the run '{folder}' has no {HISTORY}: it ended before its first epoch did.")
+        raise Unfinished(f"the run '{folder}' has no {HISTORY}: it ended before its first epoch did.")
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
         report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
         run = Run(folder, f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
-        table([[run]])  # now, while it is known which run it is about
-    except OSError as error:
-        raise UserError(f"the run '{folder}' cannot be read: {error}.") from error
+        # All that will be asked of it, while it is known which run it is about.
+        _ = table([[run]]), run.recipe, [row["epoch"] for row in run.history]
     except (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"the run '{folder}' has a damaged {CONFIG}, {HISTORY} or {REPORT}: {error!r}.") from error
     return run
@@ -161,19 +177,23 @@ def picture(groups: Sequence[Sequence[Run]]) -> Figure:
     for number, group in enumerate(groups):
         for run in group:
             style: dict[str, Any] = {"color": f"C{number}", "label": label(group) if run is group[0] else None}
-            validated = [(m, row) for m, row in zip(run.minutes, run.history, strict=True) if "val/acc" in row]
-            accuracies = [row["val/acc"] for _, row in validated]
-            by_time.plot([minutes for minutes, _ in validated], accuracies, marker=".", **style)
-            by_epoch.plot([row["epoch"] + 1 for _, row in validated], accuracies, marker=".", **style)
-            trained = [(row["epoch"] + 1, row["train/acc"]) for row in run.history]
-            by_epoch.plot(*zip(*trained, strict=True), color=f"C{number}", linestyle=":", linewidth=1)
+            minutes, epochs, accuracies = _columns(run.curve("val/acc"))
+            by_time.plot(minutes, accuracies, marker=".", **style)
+            by_epoch.plot(epochs, accuracies, marker=".", **style)
+            _, epochs, accuracies = _columns(run.curve("train/acc"))
+            by_epoch.plot(epochs, accuracies, color=f"C{number}", linestyle=":", linewidth=1)
     by_time.set(title="validation accuracy by time", xlabel="minutes of training", ylabel="accuracy")
     by_epoch.set(title="by epoch (dotted: training)", xlabel="epoch")
     by_epoch.xaxis.get_major_locator().set_params(integer=True)
     for axes in (by_time, by_epoch):
         axes.grid(alpha=0.3)
-    by_time.legend(fontsize=8)
+    for text in by_time.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)  # names may hold dollars
     return figure
+
+
+def _columns(points: Sequence[tuple[float, ...]]) -> Iterable[Sequence[float]]:
+    return zip(*points, strict=True) if points else ((), (), ())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -198,8 +218,18 @@ def main(args: Sequence[str] | None = None) -> None:
         asked = [path for path in options.runs if path.resolve() != options.output.resolve()]  # as runs/* names it too
         if not asked:
             raise UserError(f"'{options.output}' is where the comparison goes: give runs, for example runs/last4.")
-        groups = recipes(distinct(map(read_run, asked)))
-        rows = table(groups)
+        found, unfinished = [], []
+        for path in asked:
+            try:
+                found.append(read_run(path))
+            except Unfinished as error:
+                unfinished.append(error)
+        if not found:
+            raise unfinished[0]
+        for reason in unfinished:
+            print(f"left out: {reason}", file=sys.stderr)
+        groups = recipes(distinct(found))
+        rows, figure = table(groups), picture(groups)
         print(markdown(rows))
         with replacing(options.output / "comparison.md") as temporary:
             temporary.write_text(markdown(rows))
@@ -207,7 +237,7 @@ def main(args: Sequence[str] | None = None) -> None:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        write_png(picture(groups), options.output / "comparison.png")
+        write_png(figure, options.output / "comparison.png")
         print(f"comparison.md, comparison.csv and comparison.png are in {options.output}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

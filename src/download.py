@@ -50,7 +50,7 @@ def fetch(
         UserError: No network, a refusal by the server, a transfer cut off too often, a wrong length or
             checksum, or a folder that cannot be written to.
     """
-    if urlsplit(url).scheme not in ("http", "https", "file"):
+    if _scheme(url) not in ("http", "https", "file"):
         raise UserError(f"cannot download {path.name}: {url!r} is no http, https or file URL; correct it")
     download = _Download(url, path, _Checksum(md5, sha256_prefix), offline_hint)
     if download.is_done():
@@ -67,6 +67,13 @@ def fetch(
         advice = "free space there or choose another folder"
         raise UserError(f"cannot write {path}: {_reason(error)}; {advice}") from error
     return path
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError:  # such as a bracket that nothing closes
+        return ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ HELP = "See: python -m src.cli fit --help"
 _WANTED = {
     "data.source": "CIFAR10, ImageFolder, Sample, for predict Unlabelled, or the class path of another source",
     "data.augmentation": "null, or options such as --data.augmentation.rotation 10",
+    "trainer.callbacks": "a callback's class path, e.g. lightning.pytorch.callbacks.EarlyStopping, or null",
     "model.optimizer": "an optimizer of torch, e.g. torch.optim.Adam",
     "unfreezing.stages": "a mapping from epochs to layers, e.g. '{0: 0, 3: 4}' with a space after each colon",
     "unfreezing.rates": "a mapping from epochs to rates, e.g. '{0: 0.001, 3: 0.0001}' with a space after each colon",
@@ -137,7 +138,9 @@ def _explain(key: str, rest: str) -> str:
     return f"{key}: expected {expected}." if key in _WANTED else f"{key}: {rest}"
 
 
-_VALUE = r"(?:Given|Got) value: (?P<value>.*?)(?:\. Got value: .*)?$"
+_VALUE = (
+    r"(?:Given|Got) value: (?P<value>.*?)(?:\. Got value: .*| - (?:Expected a|Not a valid) .*| Given value type: .*)?$"
+)
 _WRONG_CLASS = r"(?:given class_path '|import path string: |Import path |Expected a path but )(?P<value>[^' ]+)"
 
 

@@ -25,12 +25,14 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
     Timer,
 )
 from torch import Tensor
 
+from src.callbacks.checkpoints import BEST, LAST
 from src.errors import UserError
 from src.model import int8
 
@@ -56,6 +58,8 @@ _BATCHES = (
     ("stay", "a cache of features in each process", "the same feature_cache.views"),
 )
 """What batches depend on, in the data module's identity and for the user, and how to keep it."""
+_OURS = [Path(name).stem for name in (BEST, LAST)]
+_SECTIONS = ("model", "data", "trainer", "unfreezing", "feature_cache", "run")
 _ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
 
 
@@ -78,8 +82,21 @@ def check_configs(args: Sequence[str]) -> None:
             raise UserError(f"'{path}' is not valid YAML{where}: {error.problem}.") from error
         except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
             raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict | None):
+        if not isinstance(content, dict):
             raise UserError(f"'{path}' holds no options: it should consist of lines such as 'trainer: …'.")
+        _check_sections(path, content)
+
+
+def _check_sections(path: Path, content: Mapping[Any, Any]) -> None:
+    for name, section in content.items():
+        for key in (name, *section) if isinstance(section, dict) else (name,):
+            if not isinstance(key, str):
+                raise UserError(
+                    f"'{path}' has {key} where an option's name should be: mind the indentation, as in "
+                    "'unfreezing:', and below it, two spaces further right, 'stages: {0: 4}'."
+                )
+        if section is None and name in _SECTIONS:
+            raise UserError(f"'{path}' has nothing below '{name}:': give it options, or leave it out.")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -90,6 +107,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is damaged or no checkpoint. {_ADVICE}") from error
     if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
@@ -251,28 +270,35 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
         for kind, why in _UNFIT.items():
             if isinstance(callback, kind):
                 raise UserError(f"{type(callback).__name__} does not fit as one of trainer.callbacks: {why}")
+        if isinstance(callback, ModelCheckpoint) and not callback.dirpath and callback.filename in _OURS:
+            raise UserError(f"ModelCheckpoint's filename is '{callback.filename}', which every run has: give another.")
 
 
 def check_monitors(callbacks: Sequence[Callback], validates: bool, within: bool) -> None:
-    """Refuse to stop early by a metric that does not exist, which Lightning notices when it looks for it.
+    """Refuse to stop early, or to keep a checkpoint, by a metric that does not exist: Lightning finds out in training.
 
     Args:
-        callbacks: Those of the training.
+        callbacks: Those that the user added.
         validates: Whether there is a validation.
         within: Whether it comes within an epoch, when there is nothing yet of the training.
     """
     for callback in callbacks:
-        if not isinstance(callback, EarlyStopping) or not callback.strict:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is None or not isinstance(callback, EarlyStopping | ModelCheckpoint):
             continue
-        monitor = callback.monitor
+        if isinstance(callback, EarlyStopping) and not callback.strict:
+            continue
+        if isinstance(callback, ModelCheckpoint) and monitor in ("epoch", "step"):
+            continue
+        said = f"{type(callback).__name__}'s monitor is '{monitor}'"
         if monitor not in METRICS:
-            raise UserError(f"EarlyStopping's monitor is '{monitor}': give one of {', '.join(METRICS)}.")
+            raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
         if monitor.startswith("val/") and not validates:
-            raise UserError(f"EarlyStopping's monitor is '{monitor}', and trainer.limit_val_batches leaves none of it.")
+            raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")
         if monitor.startswith("train/") and within:
             raise UserError(
-                f"EarlyStopping's monitor is '{monitor}', of whole epochs, and trainer.val_check_interval has it look "
-                "within them: give val/loss, val/acc or val/f1."
+                f"{said}, of whole epochs, and trainer.val_check_interval has it look within them: give val/loss, "
+                "val/acc or val/f1."
             )
 
 

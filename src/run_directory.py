@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from src.callbacks.checkpoints import BEST, FOLDER, LAST
 from src.errors import UserError
 from src.files import user_path
 
+CONFIG = "config.yaml"
 _VERSION = "version_"
 _BATCH = "train/batch_"  # metrics of single batches begin so; all others are of whole epochs
 _FINAL_METRICS = {"best/val_acc": "val/acc", "final/test_acc": "test/acc", "final/test_loss": "test/loss"}
@@ -75,7 +77,7 @@ class RunLogger(TensorBoardLogger):
 
     def log_hyperparams(self, params: dict[str, Any], *_: Any, **__: Any) -> None:  # type: ignore[override]
         # TensorBoard shows only metrics that were announced together with the hyperparameters.
-        super().log_hyperparams(params, dict.fromkeys(_FINAL_METRICS, 0.0))
+        super().log_hyperparams(params, dict.fromkeys(_FINAL_METRICS, math.nan))  # none yet, and perhaps never
 
     def log_final(self, metrics: dict[str, float]) -> None:
         """Give the announced metrics their values, from the names that the model logs."""
@@ -105,8 +107,12 @@ def run_name(options: RunOptions, configs: Sequence[Path]) -> str:
 
 
 def newest_run(root: Path, name: str) -> Path | None:
-    """Find the run directory with the highest version, None where there is none."""
-    versions = [path for path in (root / name).glob(f"{_VERSION}*") if path.name.removeprefix(_VERSION).isdigit()]
+    """Find the directory of a training with the highest version, None where there is none.
+
+    A test of somebody else's checkpoint has a directory too, but no configuration in it.
+    """
+    found = (path.parent for path in (root / name).glob(f"{_VERSION}*/{CONFIG}"))
+    versions = [path for path in found if path.name.removeprefix(_VERSION).isdigit()]
     return max(versions, key=lambda path: int(path.name.removeprefix(_VERSION)), default=None)
 
 

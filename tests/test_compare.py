@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -108,6 +109,14 @@ def empty_config(run: Path) -> None:
     (run / "config.yaml").write_text("")
 
 
+def config_without_run(run: Path) -> None:
+    (run / "config.yaml").write_text(yaml.safe_dump({"unfreezing": {"stages": STAGES}, "run": None}))
+
+
+def history_without_epochs(run: Path) -> None:
+    (run / "history.csv").write_text("val/acc,trainable_parameters\n0.5,1\n")
+
+
 def broken_report(run: Path) -> None:
     (run / "test_report.json").write_text("{")
 
@@ -119,6 +128,8 @@ def broken_report(run: Path) -> None:
         (empty_history, "damaged"),
         (broken_report, "damaged"),
         (empty_config, "damaged"),
+        (config_without_run, "damaged"),
+        (history_without_epochs, "damaged"),
         (lambda run: (run / "config.yaml").unlink(), "is no run"),
     ],
 )
@@ -132,6 +143,38 @@ def test_mistakes_take_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert words in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_unfinished_runs_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / "last4" / f"version_{number}", 0.7) for number in range(2)]
+    no_history(runs[0])
+    tested = tmp_path / "last4" / "version_2"  # a checkpoint from elsewhere, without a training
+    tested.mkdir()
+    (row,) = compare(tmp_path, *runs, tested)
+    assert row["recipe"] == "last4/version_1"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["left out"] * 2
+    assert "ended before its first epoch did" in lines[0]
+    assert "version_2' is no run" in lines[1]
+
+
+def test_names_may_hold_dollars(tmp_path: Path) -> None:
+    compare(tmp_path, make_run(tmp_path / "a$b and c_$d" / "version_0", 0.7))
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "last4" / "version_0", 0.7)
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(SystemExit):
+        compare(tmp_path, run)
+    assert f"the run '{run}' cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_a_run_given_twice_counts_once_and_the_output_is_no_run(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = "unfreezing:\n  stages: {0: 0}\n"
     (folder / "malformed.yaml").write_text("trainer:\n  max_epochs: [1\nfoo: }\n")
     (folder / "list.yaml").write_text("- 1\n- 2\n")
+    (folder / "empty.yaml").write_text("# stages: {0: 0}\n")
+    (folder / "indented.yaml").write_text("unfreezing:\n  stages:\n  0: 4\n")
+    (folder / "bare.yaml").write_text(f"{stages}model:\n  # hidden: 8\n")
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
     (folder / "key.yaml").write_text(f"{stages}model:\n  hiden: 1\n")
     (folder / "room.yaml").write_text(f"{stages}trainr:\n  max_epochs: 1\n")
@@ -88,6 +91,9 @@ PARSED = {
     "fit --config FILES/malformed.yaml": ["malformed.yaml' is not valid YAML at line 3, column"],
     "fit --config=FILES/malformed.yaml": ["malformed.yaml' is not valid YAML at line 3, column"],
     "fit --config FILES/list.yaml": ["list.yaml' holds no options"],
+    "fit --config FILES/empty.yaml": ["empty.yaml' holds no options"],
+    "fit --config FILES/indented.yaml": ["indented.yaml' has 0 where an option's name should be", "indentation"],
+    "fit --config FILES/bare.yaml": ["bare.yaml' has nothing below 'model:'"],
     "fit --config FILES/binary.yaml": ["binary.yaml' cannot be read as YAML"],
     "fit --config FILES/key.yaml": ["unknown key model.hiden", "did you mean model.hidden?"],
     "fit --config FILES/room.yaml": ["unknown key trainr.max_epochs", "did you mean trainer.max_epochs?"],
@@ -96,12 +102,19 @@ PARSED = {
 }
 
 STOP_BY = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor"
+KEEP_BY = "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.monitor"
 OPTIONS = {
     "--trainer.max_epochs abc": ["trainer.max_epochs is 'abc': expected int or null."],
     "--trainer.max_epoch 3": ["unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"],
     "--trainer.max_epochs -5": ["trainer.max_epochs", "-5"],
     "--trainer.deterministic foo": ["trainer.deterministic is 'foo': expected true, false, warn or null."],
     "--trainer.callbacks Foo": ["trainer.callbacks is 'Foo'"],
+    "--trainer.callbacks+=EarlyStoping": ["trainer.callbacks is 'EarlyStoping': expected a callback's class path"],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.filename best": [
+        "ModelCheckpoint's filename is 'best'"
+    ],
+    f"{KEEP_BY} val_loss": ["ModelCheckpoint's monitor is 'val_loss'", "val/loss"],
+    f"{KEEP_BY} val/loss --trainer.limit_val_batches 0": ["ModelCheckpoint's monitor is 'val/loss'", "limit_val"],
     "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateFinder": [
         "LearningRateFinder",
         "optimizer.init_args.lr",
@@ -153,6 +166,9 @@ OPTIONS = {
         "16 pixels",
         "at least 32",
     ],
+    "--unfreezing.rates '{0: high}'": ["unfreezing.rates is", "high': expected a mapping"],
+    "--data.augmentation.flip maybe": ["data.augmentation.flip is 'maybe': expected"],
+    "--data.source CIFAR10 --data.source.url http://[bad": ["'http://[bad' is no http, https or file URL"],
     "--data.augmentation.rotation -5": ["rotation=-5", "0 to 180 degrees"],
     "--data.augmentation.rotatoin 5": ["unknown option data.augmentation.rotatoin"],
     "--data.augmentation foo": ["data.augmentation is 'foo'", "null"],
@@ -241,6 +257,7 @@ OPTIONS = {
     "--trainer.gradient_clip_algorithm foo": ["trainer.gradient_clip_algorithm", "foo", "norm"],
     "--run.test_after_fit maybe": ["run.test_after_fit is 'maybe': expected true or false."],
     "--run.root FILES/junk.ckpt": ["runs cannot be kept in", "junk.ckpt/head", "Not a directory", "--run.root"],
+    f"--run.warm_start {300 * 'x'}": ["xxx' cannot be used: File name too long. Mend that, or give another path."],
     "--run.warm_start FILES/nope.ckpt": ["no checkpoint", "nope.ckpt"],
     "--run.warm_start FILES/junk.ckpt": ["junk.ckpt' is damaged or no checkpoint"],
     "--run.warm_start FILES/dict.ckpt": ["dict.ckpt' is no checkpoint of a training"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def write_png(figure: Figure, path: Path) -> None:
     """Write a figure; a file of that name is replaced as a whole."""
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for each, which tells enough
         figure.savefig(temporary, format="png", dpi=110)
 
 

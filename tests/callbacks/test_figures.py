@@ -1,10 +1,12 @@
 """Pictures of any number of classes, and the calendar without an end."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from src.callbacks.figures import confusion_figure, grid_figure
+from src.callbacks.figures import confusion_figure, grid_figure, write_png
 from src.callbacks.schedule import parse_stages
 from src.callbacks.summary import stage_table
 from src.model.classifier import TransferClassifier
@@ -27,6 +29,11 @@ def test_classes_may_have_a_dollar_in_their_names() -> None:
         figure.canvas.draw()
         shown = {text.get_text() for text in figure.findobj(Text)}
         assert set(names) <= shown
+
+
+def test_classes_may_have_names_that_no_font_has(tmp_path: Path) -> None:
+    write_png(confusion_figure([[1, 0], [0, 1]], ["猫", "犬"]), tmp_path / "matrix.png")  # warnings are errors here
+    assert (tmp_path / "matrix.png").is_file()
 
 
 def test_calendar_without_an_end() -> None:
