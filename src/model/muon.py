@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # lift small singular values fastest, at the price of ending around 1
+_LARGE = 256  # rows from which it shows how long a product takes
 
 
 class Muon(torch.optim.Optimizer):
@@ -118,7 +119,7 @@ def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
     wide = wide / wide.norm().clamp(min=1e-7)
     done = 0
     while done < steps:
-        together = min(2 if done else 3, steps - done)
+        together = min((2 if done else 3) if len(wide) >= _LARGE else 1, steps - done)
         wide = _polynomials(wide @ wide.t(), together) @ wide
         done += together
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.t()
