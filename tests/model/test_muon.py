@@ -110,7 +110,7 @@ def test_more_iterations_bring_singular_values_nearer_to_one(shape: tuple[int, i
 
 
 @pytest.mark.parametrize("steps", [3, 5, 9])
-@pytest.mark.parametrize("shape", [(64, 576), (64, 27)])
+@pytest.mark.parametrize("shape", [(256, 2304), (300, 256)])
 def test_rounding_does_not_grow_where_singular_values_differ_a_thousandfold(shape: tuple[int, int], steps: int) -> None:
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
