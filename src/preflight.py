@@ -282,6 +282,7 @@ def check_monitors(callbacks: Sequence[Callback], validates: bool, within: bool)
         validates: Whether there is a validation.
         within: Whether it comes within an epoch, when there is nothing yet of the training.
     """
+    of_libraries = all(type(callback).__module__.startswith(("lightning.", "src.")) for callback in callbacks)
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor is None or not isinstance(callback, EarlyStopping | ModelCheckpoint):
@@ -291,7 +292,7 @@ def check_monitors(callbacks: Sequence[Callback], validates: bool, within: bool)
         if isinstance(callback, ModelCheckpoint) and monitor in ("epoch", "step"):
             continue
         said = f"{type(callback).__name__}'s monitor is '{monitor}'"
-        if monitor not in METRICS:
+        if monitor not in METRICS and of_libraries:  # the user's own may log metrics that nobody knows here
             raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
         if monitor.startswith("val/") and not validates:
             raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")

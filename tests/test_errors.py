@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
-from support import REPOSITORY, run
+from support import REPOSITORY, Lacking, run
 
 from src.cli import main
 from src.data.datamodule import ImageDataModule
 from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.plain_errors import either, plain, plain_trainer, suggestion
-from src.preflight import check_compiler, check_device, make_folder
+from src.preflight import check_compiler, check_device, check_monitors, make_folder
 
 CONFIGS = REPOSITORY / "configs"
 RECIPE = f"--config {CONFIGS}/head.yaml"
@@ -508,6 +509,13 @@ def test_suggestion_needs_a_similar_last_part() -> None:
 )
 def test_either(words: list[str], joined: str) -> None:
     assert either(words) == joined
+
+
+def test_metrics_of_ones_own_can_be_monitored() -> None:
+    stopping = EarlyStopping("mine")
+    with pytest.raises(UserError, match="monitor is 'mine'"):
+        check_monitors([stopping], True, False)
+    check_monitors([stopping, Lacking("never")], True, False)
 
 
 def test_a_callback_that_misses_its_extra_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
