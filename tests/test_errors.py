@@ -92,6 +92,7 @@ PARSED = {
     "fit --config FILES/malformed.yaml": ["malformed.yaml' is not valid YAML at line 3, column"],
     "fit --config=FILES/malformed.yaml": ["malformed.yaml' is not valid YAML at line 3, column"],
     "fit --config FILES/list.yaml": ["list.yaml' holds no options"],
+    "test --config '{unfreezing: {stages: {0: 0}}}'": ["no run in 'runs/default'"],
     "fit --config FILES/empty.yaml": ["empty.yaml' holds no options"],
     "fit --config FILES/indented.yaml": ["indented.yaml' has 0 where an option's name should be", "indentation"],
     "fit --config FILES/bare.yaml": ["bare.yaml' has nothing below 'model:'"],

@@ -105,11 +105,12 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
     """Bring every singular value of a matrix (rows, columns) near 1, in bfloat16.
 
-    An iteration multiplies the matrix from the left by a polynomial of its Gram matrix (rows × rows). Here the
-    polynomials are multiplied first, and the matrix by their product once, which pays from one and a half times as
-    many columns as rows: nine times, as kernels have, it halves the work. Rounding errors of the Gram matrix grow
-    twelvefold an iteration, so that it is made anew from the matrix after three of them, and then after every second;
-    after every third some matrices were seen to explode by the ninth.
+    An iteration multiplies the matrix from the left by a polynomial of its Gram matrix (rows × rows). Where there are
+    many rows, polynomials are multiplied first, and the matrix by their product once, which pays from one and a half
+    times as many columns as rows: nine times, as kernels have, it halves the work. Rounding errors of the Gram matrix
+    grow twelvefold an iteration, so that it is made anew from the matrix after three of them, and then after every
+    second; after every third some matrices were seen to explode by the ninth. Small matrices, which take no time, are
+    spared the errors: theirs is made anew each time.
 
     Args:
         matrix: Of any scale, in bfloat16; the order of its columns does not matter to the others.
