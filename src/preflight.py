@@ -329,10 +329,7 @@ def check_int8(device: torch.device, known: bool, checkpoint: Path | None) -> No
     if device.type != "cpu":
         raise UserError(f"model.frozen_precision int8 is for CPUs, and this run is on {device.type}: use bf16.")
     if not int8.supported():
-        raise UserError(
-            "model.frozen_precision int8 needs a processor with AVX-512 VNNI instructions and a torch with oneDNN: "
-            "use bf16, or same."
-        )
+        raise UserError(int8.UNSUPPORTED)
     if not known:
         raise UserError(
             f"'{checkpoint}' was not trained with frozen layers in eight bits: leave out model.frozen_precision int8."

@@ -11,7 +11,7 @@ import pytest
 
 
 class Server(ThreadingHTTPServer):
-    """Serve `content` to every request; `cut` ends a response after so many bytes."""
+    """Serve `content`; `cut` ends a response after so many bytes, `shift` moves where one that continues begins."""
 
     daemon_threads = True
 
@@ -22,6 +22,7 @@ class Server(ThreadingHTTPServer):
         self.cut: int | None = None
         self.refusal: int | None = None
         self.ranges = True
+        self.shift = 0
         self.ranges_asked: list[str | None] = []
 
     @property
@@ -40,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.server.ranges else 0
         if start and start >= len(content):
             return self.send_error(416)
+        start += self.server.shift if start else 0
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

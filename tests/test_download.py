@@ -92,6 +92,16 @@ def test_server_that_cannot_continue_sends_the_file_anew(server: Server, tmp_pat
     assert server.ranges_asked[0] == f"bytes={len(piece)}-"
 
 
+@pytest.mark.parametrize("shift", [-100, 100])
+def test_server_that_continues_elsewhere_sends_the_file_anew(server: Server, tmp_path: Path, shift: int) -> None:
+    server.shift = shift
+    path = tmp_path / "file.bin"
+    part_of(path).write_bytes(CONTENT[:1000])
+    get(server, path)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges_asked == ["bytes=1000-", None]
+
+
 def test_whole_piece_is_only_renamed(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     part_of(path).write_bytes(CONTENT)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from src.errors import UserError
 
@@ -37,22 +39,40 @@ class PolynomialAveraging(WeightAveraging):
         if eta < 0:
             raise UserError(f"eta of PolynomialAveraging is {eta}: it must be 0 or more.")
         self.eta = eta
-        super().__init__(multi_avg_fn=self._average)
+        super().__init__()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Lightning asks for the module's device before it moves the module; the averages would stay on the CPU.
-        self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+        # Lightning would ask for the module's device before it moves the module; the averages would stay on the CPU.
         if stage == "fit":
-            assert self._average_model is not None
-            self._average_model.n_averaged = torch.tensor(0)  # not on a GPU, which would be waited for at every step
+            self._average_model = _Averages(pl_module, trainer.strategy.root_device, self.eta)
+
+
+class _Averages(AveragedModel):
+    """Take in a network's weights and statistics after each step, without waiting for the device.
+
+    Args:
+        model: The network, whose weights the average starts from.
+        device: Where the averages are, and the network will be.
+        eta: As above.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, eta: float) -> None:
+        super().__init__(model, device, use_buffers=True)
+        self.eta = eta
+        self.n_averaged = torch.tensor(0)  # not on the device, which torch would wait for to know how many there were
 
     @torch.no_grad()
-    def _average(self, averages: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        """Take in one more step; torch tells on the device how many there were."""
-        if not averages[0].is_floating_point():  # BatchNorm's number of steps
-            torch._foreach_copy_(averages, current)
-            return
-        assert self._average_model is not None
-        weight = (self.eta + 1) / (self._average_model.n_averaged.item() + 1 + self.eta)
-        torch._foreach_lerp_(averages, current, weight)
+    def update_parameters(self, model: nn.Module) -> None:
+        self.n_averaged += 1
+        averages, values = [], []
+        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+            if not value.is_floating_point():  # BatchNorm's number of steps
+                average.copy_(value)
+            elif value.requires_grad or not isinstance(value, nn.Parameter):  # frozen weights are their average
+                averages.append(average)
+                values.append(value)
+        torch._foreach_lerp_(averages, values, (self.eta + 1) / (self.n_averaged.item() + self.eta))
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())

@@ -100,6 +100,8 @@ class FrozenFeatureCache(Callback):
         data.views = self.views if model.depth else None
         model.keep_features = self._keep if model.depth else None
         if not model.depth:
+            for split in ("val", "train"):
+                self._remove(trainer, split)
             return
         shape = output_shapes(model.image_size)[model.depth - 1]
         dtype = _feature_type(trainer, model)
@@ -119,12 +121,13 @@ class FrozenFeatureCache(Callback):
                     f"({size / _GIB:.2g} GiB each); the others are computed anew each time",
                     flush=True,
                 )
+            self._remove(trainer, split, kept)
             if kept:
                 origin, folder = {}, None
                 if self.place == "disk":
                     kept_rows = {"chosen": digest([dataset.chosen]), "processes": trainer.world_size}
                     origin = network | data.view_origin(split) | kept_rows
-                    folder = self._folder(origin, split) / f"process-{trainer.global_rank}"
+                    folder = self._folder(origin, split) / _part(trainer)
                 device = dataset.labels.device
                 store = FeatureStore(images, own, kept, shape, dtype, model.depth, device, folder, origin)
                 self.stores[split] = dataset.features = store
@@ -142,6 +145,12 @@ class FrozenFeatureCache(Callback):
             return self.directory / split
         return self.folder / f"{split}-{blake2b(repr(origin).encode(), digest_size=8).hexdigest()}"
 
+    def _remove(self, trainer: Trainer, split: str, first: int = 0) -> None:
+        """Free the run directory of an earlier stage's views, from the first that will not be written anew."""
+        for path in (self.directory / split / _part(trainer)).glob("view-*"):
+            if int(path.name.removeprefix("view-")) >= first:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _keep(self, batch: Batch, features: Tensor, split: str) -> None:
         if split in self.stores:
             self.stores[split].put(batch.indices, features)
@@ -155,13 +164,17 @@ class FrozenFeatureCache(Callback):
             return
         self._drop(trainer)
         pl_module.keep_features = None
-        if trainer.is_global_zero and self.place == "disk" and self.folder is None:
+        if trainer.local_rank == 0 and self.place == "disk" and self.folder is None:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _drop(self, trainer: Trainer) -> None:
         self.stores = {}
         for dataset in _data(trainer).datasets.values():
             dataset.features = None
+
+
+def _part(trainer: Trainer) -> str:
+    return f"process-{trainer.global_rank}"
 
 
 def _stage_begin(trainer: Trainer) -> int:

@@ -149,7 +149,8 @@ class ImageDataModule(LightningDataModule):
         return self.input_size or self.source.image_size
 
     def prepare_data(self) -> None:
-        self.source.prepare()
+        if not self.datasets:  # a training has its images; what became of the files meanwhile does not concern its test
+            self.source.prepare()
 
     def setup(self, stage: str) -> None:
         if self.datasets:
@@ -324,7 +325,7 @@ class ImageDataModule(LightningDataModule):
     def standardized(self, pixels: Tensor) -> Tensor:
         """Turn pixels from 0 to 255, (N, 3, H, W), into network input at `image_size`, float32."""
         # Not waited for: a device works on the step before while this one is prepared.
-        mean, std = self.statistics.float().to(pixels.device, non_blocking=True).view(2, 1, 3, 1, 1)
+        mean, std = self.statistics.to(pixels.device, non_blocking=True).view(2, 1, 3, 1, 1)
         inputs = (pixels.to(torch.float32) - mean) / std
         if self.input_size is not None and self.input_size != inputs.shape[-1]:
             inputs = F.interpolate(inputs, size=(self.input_size, self.input_size), mode="bilinear")
@@ -339,7 +340,7 @@ class ImageDataModule(LightningDataModule):
 
     def pixels(self, inputs: Tensor) -> Tensor:
         """Turn network input back into pixels from 0 to 255, at the size that the network sees."""
-        mean, std = self.statistics.to(inputs.device, torch.float32).view(2, 1, 3, 1, 1)
+        mean, std = self.statistics.to(inputs.device).view(2, 1, 3, 1, 1)
         return inputs * std + mean
 
 

@@ -110,7 +110,7 @@ class FeatureStore:
         if self._known is None:
             return None
         rows = self.rows[indices]
-        if not self._known[rows].all():
+        if (rows < 0).any() or not self._known[rows].all():  # below 0: an image of another process
             return None
         values = self.values[self.view]
         return values.index_select(0, rows.to(values.device, non_blocking=True))

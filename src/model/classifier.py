@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.batch import Batch
 from src.errors import UserError
-from src.model.int8 import Int8Layers, Ranges, measure
+from src.model.int8 import UNSUPPORTED, Int8Layers, Ranges, measure, supported
 from src.model.lean_step import skip_capture_check, step_in_fewer_groups
 from src.model.loss_and_accuracy import LossAndAccuracy
 from src.model.memory_order import step_in_memory_order
@@ -158,6 +158,8 @@ class TransferClassifier(LightningModule):
     def _eight_bits(self, images: Tensor) -> Tensor:
         if self._int8 is None:
             assert self.ranges is not None, "calibrate() comes before the first image"
+            if not supported():
+                raise UserError(UNSUPPORTED)
             self._int8 = Int8Layers(self.backbone.layers(0, self.depth), self.ranges)
         return self._int8(images)
 
@@ -224,7 +226,7 @@ class TransferClassifier(LightningModule):
         """Give the probabilities, (N, classes), and beside them those with test-time augmentation if that is on."""
         found = {"plain": self._evaluate(batch, self.test_metrics, "test")}
         if self.test_time_augmentation is not None:
-            found["averaged"] = average(self, batch.inputs, self.test_time_augmentation)
+            found["averaged"] = average(self, batch.inputs, self.test_time_augmentation, found["plain"])
             if len(batch.labels):
                 self.averaged_accuracy.update(found["averaged"].argmax(dim=1), batch.labels)
         return found
@@ -261,9 +263,8 @@ class TransferClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A run stopped within an epoch must report that epoch's training metrics over all batches of all processes.
-        # The best is saved within validation, whose inference mode would leave states that no later step can add to.
         metrics = self.train_metrics
-        with torch.inference_mode(False), metrics.sync_context():
+        with metrics.sync_context():
             checkpoint["train_metrics"] = {name: getattr(metrics, name).clone() for name in metrics._defaults}
         checkpoint["frozen"] = {"depth": self.depth, "ranges": self.ranges and tuple(self.ranges)}
 

@@ -36,6 +36,12 @@ class Ranges(NamedTuple):
         return self.limits[-1] / LEVELS
 
 
+UNSUPPORTED = (
+    "model.frozen_precision int8 needs a processor with AVX-512 VNNI instructions and a torch with oneDNN: "
+    "use bf16, or same."
+)
+
+
 def supported() -> bool:
     """Tell whether this torch and this processor compute in eight bits, fast and without overflow."""
     has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)  # that of AVX-512

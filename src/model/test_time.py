@@ -27,6 +27,13 @@ def looks(images: Tensor, kind: TestTimeAugmentation) -> list[Tensor]:
     return [look for image in moved for look in (image, image.flip(-1))]
 
 
-def average(classify: Callable[[Tensor], Tensor], images: Tensor, kind: TestTimeAugmentation) -> Tensor:
-    """Average the probabilities, (N, classes), that `classify`'s logits give for all looks at the images."""
-    return torch.stack([classify(look).float().softmax(dim=1) for look in looks(images, kind)]).mean(dim=0)
+def average(
+    classify: Callable[[Tensor], Tensor], images: Tensor, kind: TestTimeAugmentation, plain: Tensor | None = None
+) -> Tensor:
+    """Average the probabilities, (N, classes), that `classify`'s logits give for all looks at the images.
+
+    `plain` are those of the images unchanged, if they are known already.
+    """
+    found = [] if plain is None else [plain]
+    found += [classify(look).float().softmax(dim=1) for look in looks(images, kind)[len(found) :]]
+    return torch.stack(found).mean(dim=0)

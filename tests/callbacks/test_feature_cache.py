@@ -8,11 +8,13 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support import REPOSITORY, needs_int8, run
 
+from src.callbacks.feature_cache import FrozenFeatureCache
 from src.cli import main
 from src.data.features import FILLED, VALUES, FeatureStore
 from src.errors import UserError
@@ -209,11 +211,35 @@ def test_store_gives_back_what_it_was_given(tmp_path: Path, on_disk: bool) -> No
     assert {values.shape for values in kept.values} == {(5, 4, 1, 1)}  # no room for others'
     with pytest.raises(AssertionError, match="another process"):
         kept.put(torch.tensor([3]), features[:1])
+    kept.put(torch.tensor([5, 1]), features[:2])
+    assert kept.get(torch.tensor([1, 3])) is None
     kept.view = 1
     assert kept.get(torch.tensor([2])) is None
     kept.view = 2
     kept.put(torch.tensor([1]), features[:1])
     assert kept.get(torch.tensor([1])) is None
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_process_without_images_keeps_none(tmp_path: Path, on_disk: bool) -> None:
+    none = torch.tensor([], dtype=torch.int64)
+    kept = FeatureStore(7, none, 1, (4, 1, 1), torch.float32, entry=14, folder=tmp_path if on_disk else None)
+    assert len(kept.get(none)) == 0
+    assert kept.get(torch.tensor([3])) is None
+
+
+def test_views_of_an_earlier_stage_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block5 leaves a quarter as many numbers as block4: fewer views fit when block5 thaws."""
+    there, begin = [], FrozenFeatureCache._begin_stage
+
+    def record(self: FrozenFeatureCache, *arguments: Any) -> None:
+        begin(self, *arguments)
+        there.append([path.name for path in sorted(self.directory.glob("train/process-0/*"))])
+
+    monkeypatch.setattr(FrozenFeatureCache, "_begin_stage", record)
+    limit = (VAL + 2.5 * TRAIN) * 512 * 2 * 2 * 4 / 2**30
+    fit(tmp_path, "3", 3, {0: 0, 1: 4, 2: 18}, "--feature_cache.place=disk", f"--feature_cache.limit_gib={limit}")
+    assert there == [["view-0", "view-1", "view-2"], ["view-0", "view-1"], []]
 
 
 def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

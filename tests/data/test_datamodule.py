@@ -385,6 +385,14 @@ def test_source_is_prepared(tmp_path: Path) -> None:
     assert data.source.prepared == 1
 
 
+def test_images_that_are_there_are_not_prepared_again(tmp_path: Path) -> None:
+    """A test after hours of training does not care what became of the files."""
+    data, once, recorder = make(), trainer(tmp_path), Recorder()
+    once.fit(recorder, data)
+    data.source.prepare = None
+    once.test(recorder, data, verbose=False)
+
+
 def test_checkpoint_brings_its_statistics(tmp_path: Path) -> None:
     """Predict on other images: they must be standardized as the training images were."""
     trained = make(Noise(seed=0))
@@ -447,13 +455,12 @@ def test_images_can_be_kept_on_another_device(tmp_path: Path) -> None:
     assert data.datasets["train"].pixels is data.datasets["val"].pixels
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
-def test_images_kept_on_the_device_are_the_same(tmp_path: Path, device: str) -> None:
+@NEEDS_GPU
+def test_images_kept_on_the_device_are_the_same(tmp_path: Path) -> None:
     seen = []
     for on_device in (False, True):
         recorder = Recorder()
-        fitter = trainer(tmp_path, accelerator="gpu" if device == "cuda" else "cpu")
-        fitter.fit(recorder, make(on_device=on_device))
+        trainer(tmp_path, accelerator="gpu").fit(recorder, make(on_device=on_device))
         seen.append({**recorder.train_seen, **recorder.eval_seen})
     assert seen[0].keys() == seen[1].keys()
     assert all(torch.equal(seen[0][key], seen[1][key]) for key in seen[0])

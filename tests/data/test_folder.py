@@ -284,6 +284,65 @@ def test_all_unreadable_files_are_named_at_once(root: Path) -> None:
     assert "7.jpg" not in message
 
 
+def test_damaged_pixels_are_no_image(root: Path) -> None:
+    """A PNG of its whole length whose pixels break off: what could be read of it is black below."""
+    path = root / "train" / "cat" / "a.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    content[6000:6100] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"unreadable images; mend or remove train/cat/a\.png"):
+        load(root)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 300])
+def test_every_image_is_decoded_by_some_thread(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(path: Path, size: int) -> np.ndarray:
+        if path.name == "7":
+            raise OSError("broken")
+        return np.full((3, size, size), int(path.name) % 251, np.uint8)
+
+    monkeypatch.setattr(image_files, "_decode", decode)
+    pixels, failed = image_files.decode_all([Path(str(number)) for number in range(count)], 2, title="images")
+    assert failed == [7] * (count > 7)
+    expected = np.arange(count) % 251
+    assert all((pixels[number] == expected[number]).all() for number in range(count) if number != 7)
+
+
+def test_images_that_do_not_fit_in_memory_are_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, mmap_mode: str | None = None, **kwargs: Any) -> None:
+        if mmap_mode is None:
+            raise MemoryError
+
+    source = ImageFolder(str(root), 1024)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", refuse)
+        with pytest.raises(UserError, match=r"3 images of 1024 × 1024 pixels take 0\.0 GiB"):
+            source.prepare()
+    source.prepare()
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(UserError, match="choose a smaller image_size"):
+        source.load()
+
+
+def test_array_that_was_cut_short_is_decoded_anew(root: Path, decoded: list[str]) -> None:
+    expected = load(root)["train"].pixels
+    array = next((root / folder.CACHE).glob("train-*.npy"))
+    array.write_bytes(array.read_bytes()[:-1])
+    decoded.clear()
+    assert np.array_equal(load(root)["train"].pixels, expected)
+    assert sorted(decoded) == ["a.png", "a.png", "b.png"]
+
+
+def test_what_a_killed_run_had_begun_is_removed(root: Path) -> None:
+    load(root)
+    (root / folder.CACHE / ".train-32-0123456789abcdef.npy.abc").write_bytes(b"half")
+    write(root / "train" / "cat" / "c.png")
+    load(root)
+    assert not [name for name in cached(root) if name.startswith(".")]
+
+
 def test_linked_folders_count_once_and_loops_end(root: Path, tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "deep" / "c.png")
     (root / "train" / "cat" / "more").symlink_to(tmp_path / "elsewhere")

@@ -19,20 +19,23 @@ TRAIN_CASES = [
 EVAL_CASES = list(product((1, 2, 3, 5, 31, 32, 33, 64, 65, 66, 100), (1, 2, 16, 32), (1, 2, 3, 4)))
 
 
-def train_batches(n: int, batch_size: int, world_size: int, epoch: int = 0) -> list[list[list[int]]]:
+def train_batches(
+    n: int, batch_size: int, world_size: int, epoch: int = 0, stay: bool = False
+) -> list[list[list[int]]]:
     """One list of batches per rank."""
     ranks = []
     for rank in range(world_size):
-        sampler = TrainBatches(n, batch_size, seed=7, rank=rank, world_size=world_size)
+        sampler = TrainBatches(n, batch_size, seed=7, rank=rank, world_size=world_size, stay=stay)
         sampler.set_epoch(epoch)
         ranks.append([batch.tolist() for batch in sampler])
         assert len(sampler) == len(ranks[-1])
     return ranks
 
 
+@pytest.mark.parametrize("stay", [False, True])
 @pytest.mark.parametrize(("n", "batch_size", "world_size"), TRAIN_CASES)
-def test_train_ranks_share_the_images(n: int, batch_size: int, world_size: int) -> None:
-    ranks = train_batches(n, batch_size, world_size)
+def test_train_ranks_share_the_images(n: int, batch_size: int, world_size: int, stay: bool) -> None:
+    ranks = train_batches(n, batch_size, world_size, stay=stay)
     for slices in zip(*ranks, strict=True):  # strict: equally many batches
         assert len({len(part) for part in slices}) == 1
     seen = [index for rank in ranks for batch in rank for index in batch]
@@ -45,6 +48,15 @@ def test_train_ranks_share_the_images(n: int, batch_size: int, world_size: int) 
     assert left_out < 2 * world_size
     if len(ranks[0][-1]) < batch_size:
         assert left_out == n % world_size
+
+
+@pytest.mark.parametrize("n", [64, 65, 67])
+def test_images_that_stay_are_the_same_in_every_epoch(n: int) -> None:
+    for rank in range(3):
+        own = set(TrainBatches(n, 4, seed=7, rank=rank, world_size=3, stay=True).positions.tolist())
+        assert own == set(range(rank, n, 3))
+        for epoch in range(3):
+            assert {i for batch in train_batches(n, 4, 3, epoch, stay=True)[rank] for i in batch} <= own
 
 
 @pytest.mark.parametrize("n", [128, 129, 130, 143, 158])

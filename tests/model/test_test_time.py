@@ -27,3 +27,17 @@ def test_shifts_are_one_pixel_each_way_and_repeat_the_edge() -> None:
 def test_probabilities_are_averaged_not_logits() -> None:
     logits = iter([torch.tensor([[0.0, 100.0]]), torch.tensor([[1.0, 0.0]]).log()])
     assert torch.allclose(average(lambda _: next(logits), IMAGES[:1], "flip"), torch.tensor([[0.5, 0.5]]))
+
+
+def test_what_is_known_of_the_unchanged_image_is_not_computed_again() -> None:
+    seen = []
+
+    def classify(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return images[:, 0, 0]
+
+    for kind in ("flip", "flip_shift"):
+        whole = average(classify, IMAGES, kind)
+        seen.clear()
+        assert torch.equal(average(classify, IMAGES, kind, classify(IMAGES).softmax(dim=1)), whole)
+        assert len(seen) == len(looks(IMAGES, kind))

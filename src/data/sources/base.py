@@ -28,7 +28,9 @@ class Images:
 
 
 class Source(ABC):
-    """Provide the splits of a data set as arrays: `prepare` once per node, then `load` in every process.
+    """Provide the splits of a data set as arrays: `prepare`, then `load`.
+
+    Every process does both, several at once; a second `prepare` follows where a training begins.
 
     Attributes:
         image_size: Height and width of the images in pixels.

@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from src.data.sources.base import Images, Source
-from src.data.sources.image_files import ImageFile, checked_side, decode_all, list_images, shorten
+from src.data.sources.image_files import ImageFile, checked_side, decode_all, in_memory, list_images, shorten
 from src.errors import UserError
 from src.files import replacing, user_path
 
@@ -74,7 +74,9 @@ class ImageFolder(Source):
             cached = self._cached(split)
             if cached is None:
                 raise UserError(f"{self.root / split} has not been decoded or has changed since; run again")
-            images[split] = Images(np.load(cached), self._listing.labels[split], [file.name for file in files])
+            with in_memory(len(files), self.image_size):
+                pixels = np.load(cached)
+            images[split] = Images(pixels, self._listing.labels[split], [file.name for file in files])
         return images
 
     @cached_property
@@ -88,7 +90,8 @@ class ImageFolder(Source):
     def _cached(self, split: str) -> Path | None:
         """Return the file with the decoded split, if there is one."""
         paths = [folder / self._cache_name(split) for folder in _cache_folders(self.root)]
-        return next((path for path in paths if os.access(path, os.R_OK)), None)  # another user's may be private
+        readable = (path for path in paths if os.access(path, os.R_OK))  # another user's may be private
+        return next(filter(_is_whole, readable), None)
 
     def _cache_name(self, split: str) -> str:
         key = hashlib.sha256(f"{CACHE_VERSION}".encode())
@@ -106,8 +109,11 @@ class ImageFolder(Source):
             except OSError as error:
                 refusals.append(f"{folder} ({error.strerror or error})")
                 continue
-            for older in set(folder.glob(f"{split}-{self.image_size}-*.npy")) - {folder / name}:
-                older.unlink(missing_ok=True)
+            for older in folder.glob(f"{split}-{self.image_size}-*.npy"):
+                if older != folder / name:
+                    older.unlink(missing_ok=True)
+            for begun in folder.glob(f".{split}-{self.image_size}-*"):  # by a killed run: this one has the lock
+                begun.unlink(missing_ok=True)
             return
         raise UserError(f"the decoded images cannot be stored in {' or '.join(refusals)}; make one writable")
 
@@ -173,6 +179,14 @@ def _cache_folders(root: Path) -> tuple[Path, Path]:
 
 def _digest(root: Path) -> str:
     return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        np.load(path, mmap_mode="r")
+    except (ValueError, EOFError):  # a copy that was cut short
+        return False
+    return True
 
 
 def _save(array: np.ndarray, path: Path) -> None:

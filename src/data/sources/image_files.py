@@ -1,8 +1,9 @@
 """Image files: which of them lie in a folder, and their pixels as one array."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from src.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-CHUNK = 64  # images a thread decodes at a time
+CHUNK = 64  # images a thread decodes at a time, at most
 
 Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that telephones take
 _TURNS = {
@@ -93,6 +94,22 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+@contextmanager
+def in_memory(images: int, size: int) -> Iterator[None]:
+    """Say in one line that so many images of this height and width do not fit in memory.
+
+    Raises:
+        UserError: They do not.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(
+            f"{images} images of {size} × {size} pixels take {images * 3 * size**2 / 2**30:.1f} GiB, and there is "
+            "less memory: choose a smaller image_size, or fewer images"
+        ) from error
+
+
 def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray, list[int]]:
     """Decode files to RGB, uint8, (N, 3, size, size); also return the indices of those that could not be read.
 
@@ -105,13 +122,15 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
         title: What they are, for the progress bar.
 
     Raises:
-        UserError: An image is larger than the memory.
+        UserError: An image is larger than the memory, or all of them together are.
     """
-    pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+    with in_memory(len(paths), size):
+        pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+    chunk = min(CHUNK, len(paths) // (4 * (os.cpu_count() or 1)) + 1)  # of a few large ones, too, each thread has some
 
     def decode(start: int) -> list[int]:
         failed = []
-        for index in range(start, min(start + CHUNK, len(paths))):
+        for index in range(start, min(start + chunk, len(paths))):
             try:
                 pixels[index] = _decode(paths[index], size)
             except MemoryError as error:
@@ -125,15 +144,16 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
         tqdm(total=len(paths), unit=" images", desc=f"decoding {title}", disable=None) as bar,
     ):
         failed = []
-        for chunk in pool.map(decode, range(0, len(paths), CHUNK)):
-            failed += chunk
-            bar.update(min(CHUNK, len(paths) - bar.n))
+        for more in pool.map(decode, range(0, len(paths), chunk)):
+            failed += more
+            bar.update(min(chunk, len(paths) - bar.n))
     return pixels, failed
 
 
 def _decode(path: Path, size: int) -> np.ndarray:
     """Return one image as RGB, uint8, (3, size, size)."""
     with Image.open(path) as image:
+        image.load()  # once, for a second attempt would take what a first one left of damaged pixels for the image
         upright = _to_rgb(_upright(image))
     if upright.size != (size, size):
         upright = upright.resize((size, size), Image.Resampling.BICUBIC)
