@@ -90,11 +90,11 @@ def table(found: dict[str, dict[int, list[Row]]]) -> str:
     text += "| change | seeds | best val/acc | difference | last val/acc | last train/acc | training, s |\n"
     text += "|---|---|---|---|---|---|---|\n"
     best = {
-        change: {seed: max(row["val/acc"] for row in rows) for seed, rows in by_seed.items()}
+        change: {seed: max(row["val/acc"] for row in rows if "val/acc" in row) for seed, rows in by_seed.items()}
         for change, by_seed in found.items()
     }
     for change, by_seed in found.items():
-        last = [rows[-1] for rows in by_seed.values()]
+        last = [[row for row in rows if "val/acc" in row][-1] for rows in by_seed.values()]
         columns = [change, str(len(last)), spread([*best[change].values()])]
         pairs = [best[change][seed] - best[BASE][seed] for seed in by_seed if seed in best[BASE]]
         columns += ["" if change == BASE else spread(pairs)]

@@ -37,7 +37,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--output", type=Path, required=True, help="folder to make, with train/ and test/")
     options = parser.parse_args()
-    for path in sorted((options.root / "test").glob("*/*.jpg")):
+    paths = sorted((options.root / "test").glob("*/*.jpg"))
+    if not paths:
+        raise SystemExit(f"error: there are no images {options.root}/test/<class>/*.jpg; set --root to their folder")
+    for path in paths:
         place = options.output / "test" / path.parent.name / f"{path.stem}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         compress(Image.open(path)).save(place)

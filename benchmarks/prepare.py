@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks.jpeg import CHROMA_4_2_0, QUALITY
 from src.data.sources import CIFAR10, Source
+from src.errors import UserError
 
 TRAIN = slice(0, 875)  # of each class's training files, in the order of their names
 VAL = slice(4_000, 5_000)
@@ -59,7 +60,10 @@ def main() -> None:
     whole = options.output / "cifar10-jpeg"
     if not whole.exists():
         source = CIFAR10(options.source)
-        source.prepare()
+        try:
+            source.prepare()
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
         export(source, whole)
     quarter(whole, options.output / "quarter")
     print(f"{whole} and {options.output / 'quarter'} are there")

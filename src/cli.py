@@ -54,13 +54,14 @@ from src.preflight import (
     check_int8,
     check_monitors,
     check_optimizer,
+    check_processes,
     check_size,
     check_time,
     check_whole,
     make_folder,
     read_checkpoint,
 )
-from src.process import prepare_process
+from src.process import prepare_process, replace_unknown_letters
 from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
 from src.unprofiled import Unprofiled
 
@@ -113,7 +114,6 @@ class ThawCLI(LightningCLI):
         return super().init_parser(allow_abbrev=False, **kwargs)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        self.prepared = subcommand
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         helps = {option: f"Not offered: {why}" for option, (_, why) in _NOT_OFFERED.items()}
         for action in parser._actions:  # what Lightning says of them does not hold here
@@ -125,8 +125,8 @@ class ThawCLI(LightningCLI):
         parser.add_lightning_class_args(StagedUnfreezing, "unfreezing")
         parser.add_lightning_class_args(FrozenFeatureCache, "feature_cache")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_checked_seed)
-        expected = expected_input if self.prepared == "fit" else _expected_or_unknown
-        parser.link_arguments(("model.weights", "model.weights_input"), "data.weights_input", compute_fn=expected)
+        weights = ("model.weights", "model.weights_input")
+        parser.link_arguments(weights, "data.weights_input", compute_fn=_expected_or_unknown)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
 
@@ -147,13 +147,16 @@ class ThawCLI(LightningCLI):
         self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
         self.content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
+        if self.checkpoint is None:
+            expected_input(config.model.weights, config.model.weights_input)  # which says what is wrong with the file
         if self.subcommand == "predict" and config.data.source.class_path.endswith(".Unlabelled"):
             if "ImageDataModule" not in self.content:
                 raise UserError(f"'{self.checkpoint}' does not say what its classes and its input are.")
             config.data.source.init_args.classes = self.content["ImageDataModule"]["classes"]
         if self.options.warm_start is not None and self.subcommand == "fit" and self.checkpoint is None:
             # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
-            warm_start = str(find_checkpoint(self.options.warm_start, Path(self.options.root), self.name))
+            places = Path(self.options.root), self.name, "--run.warm_start"
+            warm_start = str(find_checkpoint(self.options.warm_start, *places))
             self.options.warm_start = config.run.warm_start = warm_start
 
     def instantiate_classes(self) -> None:
@@ -165,6 +168,7 @@ class ThawCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists."""
         content, self.content = self.content, {}  # which is large
+        check_processes(self.trainer.num_devices * self.trainer.num_nodes)
         device = self.trainer.strategy.root_device
         check_device(device, self.config_init[self.subcommand].trainer.sync_batchnorm)
         if self.model.compiled:
@@ -215,8 +219,8 @@ class ThawCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
-        shown = sys.stderr.isatty() or _progress_bars(config)
-        config.enable_progress_bar = bool(shown) and config.enable_progress_bar is not False
+        if config.enable_progress_bar is None:
+            config.enable_progress_bar = sys.stderr.isatty() or bool(_progress_bars(config))
         for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if config[option] is not None and config[option] < 1:
                 raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
@@ -273,9 +277,8 @@ class ThawCLI(LightningCLI):
         config.unfreezing.check_end(trainer.max_epochs if limited else -1)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
-        check_monitors(
-            _listed(trainer.callbacks), bool(self.trainer.limit_val_batches), self.trainer.val_check_interval != 1.0
-        )
+        early = self.trainer.val_check_interval != 1.0 or self.trainer.check_val_every_n_epoch != 1
+        check_monitors(_listed(trainer.callbacks), bool(self.trainer.limit_val_batches), early)
         self._check_epoch()
         self._make_optimizer()
         if self.checkpoint is None:  # its weights would replace whatever the network starts with
@@ -319,7 +322,7 @@ class ThawCLI(LightningCLI):
         else:
             path = Path(self.options.warm_start)
             content = read_checkpoint(path)
-            check_fit(path, content["state_dict"], self.model.state_dict())
+            check_fit(path, content["state_dict"], self.model.state_dict(), anew=True)
             self.model.load_state_dict(content["state_dict"])
             self.datamodule.expect(content.get("ImageDataModule", {}))
 
@@ -411,7 +414,10 @@ def _cluster() -> list[ClusterEnvironment]:
     # On its own Lightning would save a checkpoint into this folder before Slurm's time limit and requeue the job; a
     # training of any other recipe that is started here afterwards would continue from that checkpoint, unasked.
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [SLURMEnvironment(auto_requeue=False)]
+        try:
+            return [SLURMEnvironment(auto_requeue=False)]
+        except RuntimeError as error:
+            raise UserError(plain_trainer(str(error))) from error
     return []
 
 
@@ -435,6 +441,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     prepare_process()
+    replace_unknown_letters()
     for advice in _UNWANTED_ADVICE:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):
@@ -459,22 +466,9 @@ def main(args: Sequence[str] | None = None) -> None:
             load_from_checkpoint_support=False,
             args=args,
         )
-    except (UserError, MisconfigurationException) as error:
-        text = str(error) if isinstance(error, UserError) else plain_trainer(str(error))
-        print(f"error: {text}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except ModuleNotFoundError as error:
-        lacking = hidden_error(error)
-        if lacking is None:
-            raise
-        print(f"error: {lacking}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            text = "the disk is full. Free some room; a training with a last.ckpt can go on from it."
-        elif error.errno in _NO_ENTRY and error.filename:
-            text = f"'{error.filename}' cannot be used: {error.strerror}. Mend that, or give another path."
-        else:
+    except (UserError, MisconfigurationException, ModuleNotFoundError, OSError, torch.OutOfMemoryError) as error:
+        text = _told(error)
+        if text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -490,6 +484,25 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes it an ordinary end, with code 1
             _leave(signal.SIGINT)
         raise
+
+
+def _told(error: Exception) -> str | None:
+    """Say what a user can mend; None if it is a defect."""
+    if isinstance(error, MisconfigurationException):
+        return plain_trainer(str(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU's memory is full. Give a smaller data.batch_size, or leave out data.on_device or the cache in its "
+            "memory (feature_cache.place disk)."
+        )
+    if isinstance(error, OSError):
+        if error.errno in _NO_ROOM:
+            return "the disk is full. Free some room; a training with a last.ckpt can go on from it."
+        if error.errno in _NO_ENTRY and error.filename:
+            return f"'{error.filename}' cannot be used: {error.strerror}. Mend that, or give another path."
+        return None
+    mistake = hidden_error(error)
+    return None if mistake is None else str(mistake)
 
 
 def _leave(by: signal.Signals) -> NoReturn:

@@ -25,6 +25,7 @@ from src.callbacks.history import Row, read_history
 from src.callbacks.predictions import REPORT
 from src.errors import UserError
 from src.files import replacing
+from src.process import replace_unknown_letters
 from src.run_directory import CONFIG, newest_run
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Run:
     @property
     def minutes(self) -> list[float]:
         """Minutes of training up to the end of each epoch, validation not counted."""
-        # An epoch has none if the run was continued at its end, from a checkpoint outside of its own folder.
+        # Runs of earlier versions lack it where they were continued at the end of an epoch.
         return [seconds / 60 for seconds in accumulate(row.get("train_seconds", 0.0) for row in self.history)]
 
     def curve(self, metric: str) -> list[tuple[float, float, float]]:
@@ -108,8 +109,8 @@ def _read_run(path: Path) -> Run:
     if not (folder / HISTORY).is_file():
         raise Unfinished(f"the run '{folder}' has no {HISTORY}: it ended before its first epoch did.")
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
-        report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
         run = Run(folder, f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
         # All that will be asked of it, while it is known which run it is about.
         _ = table([[run]]), run.recipe, [row["epoch"] for row in run.history]
@@ -213,6 +214,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="python -m src.compare", description="Compare runs in a table and a picture.")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or recipes' folders for their newest runs")
     parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="folder to write to (%(default)s)")
+    replace_unknown_letters()
     try:
         options = parser.parse_args(args)
         asked = [path for path in options.runs if path.resolve() != options.output.resolve()]  # as runs/* names it too
@@ -232,8 +234,11 @@ def main(args: Sequence[str] | None = None) -> None:
         rows, figure = table(groups), picture(groups)
         print(markdown(rows))
         with replacing(options.output / "comparison.md") as temporary:
-            temporary.write_text(markdown(rows))
-        with replacing(options.output / "comparison.csv") as temporary, temporary.open("w", newline="") as file:
+            temporary.write_text(markdown(rows), encoding="utf-8")
+        with (
+            replacing(options.output / "comparison.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)

@@ -126,11 +126,14 @@ def _explain(key: str, rest: str) -> str:
         value = re.search(r"Unable to load config ['\"](.*?)['\"]", rest)
         return f"{key} is {_quoted(value[1] if value else '')}: no such YAML file; or give --{key}.<option> <value>."
     if inner := re.search(r"(?:Option|Key) '(?P<name>[^']*)' is not (?:accepted|expected)", rest):
-        owner = re.search(r"class_path[ =]'([^']*)'", rest)
-        what = f": {owner[1].rpartition('.')[2]} has no such option" if owner else ""
-        return f"unknown option {key}.{inner['name']}{what}. See: python -m src.cli fit --{key}.help"
+        owner = re.search(r"class_path[ =]'(?:[^']*\.)?([^'.]*)'", rest)
+        what, which = (f": {owner[1]} has no such option", f" {owner[1]}") if owner else ("", "")
+        return f"unknown option {key}.{inner['name']}{what}. See: python -m src.cli fit --{key}.help{which}"
     if inner := re.search(r"the following arguments are required: (?P<keys>[\w., ]*\w)", rest):
         return _say_missing([f"{key}.{name}" for name in inner["keys"].split(", ")])
+    if inner := re.search(r"Multiple subclasses with name (?P<name>\w+)\..*?: (?P<paths>[\w., ]*\w)", rest):
+        ours_first = sorted(inner["paths"].split(", "), key=lambda path: not path.startswith("src."))
+        return f"{key} is '{inner['name']}', a name that several have: give {either(ours_first)}."
     value = re.search(_VALUE, rest) or re.search(_WRONG_CLASS, rest)
     expected = _WANTED.get(key) or either(_types(rest))
     if value and expected:

@@ -30,6 +30,8 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     Timer,
 )
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from src.callbacks.checkpoints import BEST, LAST
@@ -75,7 +77,7 @@ def check_configs(args: Sequence[str]) -> None:
         if not path.is_file():
             continue  # the parser says so
         try:
-            content = yaml.safe_load(path.read_text())
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -116,13 +118,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], anew: bool = False) -> None:
     """Refuse a checkpoint of another network.
 
     Args:
         path: The checkpoint, for the message.
         saved: Its state dict.
         wanted: The network's own.
+        anew: Whether a new training is to start from it, for which its backbone alone will do.
     """
     wrong = [f"it lacks {name}" for name in wanted if name not in saved]
     wrong += [f"its {name} has no place" for name in saved if name not in wanted]
@@ -132,10 +135,10 @@ def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tens
             wrong.append(f"its {name} is {shapes[0]} instead of {shapes[1]}")
     if wrong:
         more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
-        raise UserError(
-            f"'{path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. "
-            "Use the configuration of its run: the config.yaml beside its folder."
-        )
+        advice = "Use the configuration of its run: the config.yaml beside its folder."
+        if anew:
+            advice = f"Take its backbone alone, instead of run.warm_start: --model.weights {path}."
+        raise UserError(f"'{path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. {advice}")
 
 
 def check_size(path: Path, saved: int | None, wanted: int) -> None:
@@ -235,11 +238,12 @@ def check_end(path: Path, content: Mapping[str, Any], max_epochs: int | None) ->
         content: What it holds.
         max_epochs: How many epochs there are to be; None or -1 for no end.
     """
-    if max_epochs not in (None, -1) and max_epochs <= content["epoch"]:
-        raise UserError(
-            f"trainer.max_epochs is {max_epochs}, and '{path}' is of epoch {content['epoch']}, counted from 0: give at "
-            f"least {content['epoch'] + 1}."
-        )
+    done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if max_epochs in (None, -1) or max_epochs > done:
+        return
+    if max_epochs < done:
+        raise UserError(f"trainer.max_epochs is {max_epochs}, and '{path}' has trained {done} already: give more.")
+    rank_zero_only(print)(f"'{path}' has trained all of its {done} epochs: give trainer.max_epochs more to go on.")
 
 
 def check_time(path: Path, content: Mapping[str, Any], timers: Sequence[Timer]) -> None:
@@ -274,13 +278,14 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError(f"ModelCheckpoint's filename is '{callback.filename}', which every run has: give another.")
 
 
-def check_monitors(callbacks: Sequence[Callback], validates: bool, within: bool) -> None:
+def check_monitors(callbacks: Sequence[Callback], validates: bool, early: bool) -> None:
     """Refuse to stop early, or to keep a checkpoint, by a metric that does not exist: Lightning finds out in training.
 
     Args:
         callbacks: Those that the user added.
         validates: Whether there is a validation.
-        within: Whether it comes within an epoch, when there is nothing yet of the training.
+        early: Whether it comes within an epoch, or not in each: Lightning's callbacks then look when it ends, and there
+            is nothing yet of the epoch's training.
     """
     of_libraries = all(type(callback).__module__.startswith(("lightning.", "src.")) for callback in callbacks)
     for callback in callbacks:
@@ -296,10 +301,12 @@ def check_monitors(callbacks: Sequence[Callback], validates: bool, within: bool)
             raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
         if monitor.startswith("val/") and not validates:
             raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")
-        if monitor.startswith("train/") and within:
+        looks_late = getattr(callback, "_check_on_train_epoch_end", getattr(callback, "_save_on_train_epoch_end", None))
+        if monitor.startswith("train/") and early and not looks_late:
+            option = "check" if isinstance(callback, EarlyStopping) else "save"
             raise UserError(
-                f"{said}, of whole epochs, and trainer.val_check_interval has it look within them: give val/loss, "
-                "val/acc or val/f1."
+                f"{said}, known when an epoch ends, and it looks when a validation does: give val/loss, val/acc or "
+                f"val/f1, or the callback's {option}_on_train_epoch_end: true."
             )
 
 
@@ -316,6 +323,27 @@ def check_device(device: torch.device, sync_batchnorm: bool) -> None:
         raise UserError("trainer.sync_batchnorm is for GPUs: leave it out, or give --trainer.accelerator gpu.")
     if device.type == "mps":
         raise UserError("Apple's GPUs are not supported: add --trainer.accelerator cpu.")
+
+
+def check_processes(wanted: int) -> None:
+    """Refuse to train in another number of processes than torchrun or srun has started.
+
+    Each of them would train alone, and all would write the same run.
+
+    Args:
+        wanted: How many there are to be.
+    """
+    started, by = 0, ""
+    if TorchElasticEnvironment.detect():
+        started, by = int(os.environ["WORLD_SIZE"]), "torchrun"
+    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:  # which srun sets, for what it has started
+        started, by = int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun"
+    if started not in (0, wanted):
+        raise UserError(
+            f"{by} has started {started} process(es), and trainer.devices times trainer.num_nodes is {wanted}: add "
+            "--config configs/with/ddp.yaml, and on a CPU, or for several machines, --trainer.devices and "
+            "--trainer.num_nodes as they were started."
+        )
 
 
 def check_int8(device: torch.device, known: bool, checkpoint: Path | None) -> None:

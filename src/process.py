@@ -1,9 +1,10 @@
-"""How this process takes memory, and what it does with the smallest numbers."""
+"""How this process takes memory, what it does with the smallest numbers, and with letters that a terminal lacks."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from io import TextIOWrapper
 
 import torch
 
@@ -23,6 +24,13 @@ def prepare_process() -> None:
     # Where a unit never fires its gradient is zero, and Adam's average of it shrinks until, after some 700 steps, it is
     # a denormal. It would stay one, and processors compute those many times as slowly.
     torch.set_flush_denormal(True)
+
+
+def replace_unknown_letters() -> None:
+    """Print a question mark for what the terminal's encoding lacks, instead of ending with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _keep_freed_memory() -> None:

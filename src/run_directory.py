@@ -116,8 +116,14 @@ def newest_run(root: Path, name: str) -> Path | None:
     return max(versions, key=lambda path: int(path.name.removeprefix(_VERSION)), default=None)
 
 
-def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
+def find_checkpoint(wanted: str, root: Path, name: str, option: str = "--ckpt_path") -> Path:
     """Turn `best`, `last` or a path into the path of a checkpoint that exists.
+
+    Args:
+        wanted: What was given.
+        root: Folder of all runs.
+        name: Name of the run's folder.
+        option: Where it was given, for the message.
 
     Raises:
         UserError: There is no such file, or no such run.
@@ -132,7 +138,7 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
         raise UserError(f"no run in '{root / name}', so no '{wanted}' checkpoint. Start one with: fit --config …")
     path = run / FOLDER / (BEST if wanted == "best" else LAST)
     if not path.is_file():
-        raise UserError(f"the newest run has no '{path}'. Give the path of another run's checkpoint as --ckpt_path.")
+        raise UserError(f"the newest run has no '{path}'. Give the path of another run's checkpoint as {option}.")
     return path
 
 

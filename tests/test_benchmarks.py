@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import ablation, race
 from benchmarks.training import train
 
 
@@ -25,6 +26,40 @@ def test_benchmark_runs(
     monkeypatch.setattr(sys, "argv", [name, *words])
     importlib.import_module(f"benchmarks.{name}").main()
     assert re.search(printed, capsys.readouterr().out)
+
+
+def contestant(name: str, train: float, val: float, rest: float) -> race.Contestant:
+    found = race.Contestant(name, [])
+    found.rates, found.rest = {"train": [train] * 2, "val": [val] * 2}, [rest]
+    return found
+
+
+def test_thirty_epochs_are_added_up(tmp_path: Path) -> None:
+    """35,000 and 15,000 images an epoch; views fill the cache at the rate of what is not cached."""
+    racers = {
+        each.name: each
+        for each in (
+            contestant(race.INT8, 100, 150, 1), contestant(race.INT8_CACHED, 700, 1500, 2),
+            contestant(race.STOCK, 70, 100, 3), contestant(race.KERAS, 50, 60, 40),
+        )
+    }  # fmt: skip
+    with_cache = 8 * 350 + 22 * 50 + 100 + 29 * 10 + 30 * 2
+    assert race.thirty_epochs(racers, [8]) == pytest.approx(
+        {
+            f"{race.INT8}, 8 cached views": with_cache,
+            race.INT8: 30 * (350 + 100 + 1),
+            race.STOCK: 30 * (500 + 150 + 3),
+            race.KERAS: 30 * (700 + 250),
+        }
+    )
+    assert f"{30 * 653 / with_cache:.1f} times as long" in race.report("last4", racers, [8])
+
+
+def test_accuracies_of_the_ablation_are_of_validated_epochs() -> None:
+    rows = [{"epoch": float(n), "train/acc": 0.1 * n, "train_seconds": 5.0} for n in range(4)]
+    rows[1]["val/acc"], rows[2]["val/acc"] = 0.7, 0.6
+    (line,) = [line for line in ablation.table({ablation.BASE: {777: rows}}).splitlines() if ablation.BASE in line]
+    assert [column.strip() for column in line.split("|")[3:8]] == ["70.0", "", "60.0", "20.0", "20"]
 
 
 @pytest.mark.slow

@@ -560,15 +560,27 @@ def test_resuming_when_the_time_is_over_is_refused(borrowed: Run, capsys: pytest
 def test_resuming_to_an_earlier_end_changes_nothing(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:
     path = borrowed.directory / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
-    torch.save({**content, "epoch": 4}, path)
+    content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] = 5
+    torch.save(content, path)
     before = (borrowed.directory / "config.yaml").read_bytes()
     words = sample("--ckpt_path", "last", "--run.root", str(borrowed.root))
     with pytest.raises(SystemExit) as stopped:
         execute("fit", *words, "--trainer.max_epochs", "4")
     assert stopped.value.code == 1
     assert "trainer.max_epochs is 4" in (message := capsys.readouterr().err)
-    assert "give at least 5" in message
+    assert "has trained 5 already: give more" in message
     assert (borrowed.directory / "config.yaml").read_bytes() == before
+
+
+def test_finished_run_is_only_tested_again(borrowed: Run) -> None:
+    """After whatever ended it in its test."""
+    path = borrowed.directory / "checkpoints" / "last.ckpt"
+    before = path.read_bytes()
+    words = sample("--ckpt_path", "last", "--run.root", str(borrowed.root), "--trainer.max_epochs", "1")
+    printed = execute("fit", *words, "--model.weights", "gone.pth", "--data.standardize", "weights")
+    assert "has trained all of its 1 epochs" in printed
+    assert "test/acc" in printed
+    assert path.read_bytes() == before
 
 
 def test_resuming_from_weights_alone_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,16 @@ import logging
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from support import REPOSITORY, Lacking, run
 
@@ -22,6 +25,7 @@ from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.plain_errors import either, plain, plain_trainer, suggestion
 from src.preflight import check_compiler, check_device, check_monitors, make_folder
+from src.process import replace_unknown_letters
 
 CONFIGS = REPOSITORY / "configs"
 RECIPE = f"--config {CONFIGS}/head.yaml"
@@ -151,6 +155,7 @@ OPTIONS = {
     "--model.optimizer torch.optim.Adm": ["model.optimizer is 'torch.optim.Adm'", "torch.optim.Adam"],
     "--model.optimizer Adam --model.optimizer.lr abc": ["model.optimizer.lr is 'abc': expected float."],
     "--model.optimizer Adam --model.optimizer.momentum 0.9": ["unknown option model.optimizer.momentum"],
+    "--model.optimizer Muon": ["model.optimizer is 'Muon'", "give src.model.muon.Muon or torch.optim.Muon."],
     "--model.optimizer Adam --model.optimizer.lr -1": ["model.optimizer", "learning rate", "-1"],
     "--model.optimizer src.model.muon.Muon --model.optimizer.lr -1": ["model.optimizer", "learning rate", "-1"],
     "--model.optimizer src.model.muon.Muon --model.optimizer.ns_steps 0": ["model.optimizer", "iterations", "0"],
@@ -178,7 +183,7 @@ OPTIONS = {
     "--data.source foo.Bar": ["data.source is 'foo.Bar'", "CIFAR10, ImageFolder, Sample"],
     "--data.source torch.nn.Linear": ["data.source is 'torch.nn.Linear'", "CIFAR10, ImageFolder, Sample"],
     "--data.source.init_args.size abc": ["data.source.size is 'abc': expected int."],
-    "--data.source.init_args.sise 60": ["unknown option data.source.sise", "Sample has no such option"],
+    "--data.source.init_args.sise 60": ["unknown option data.source.sise", "Sample has no such option", "help Sample"],
     "--data.source.init_args.size 7": ["sample size 7", "at least 50"],
     "--data.source.init_args.seed -1": ["sample seed -1 is negative"],
     "--data.source ImageFolder": ["data.source.root is missing", "--data.source.init_args.root path/to/images"],
@@ -232,7 +237,9 @@ OPTIONS = {
         "EarlyStopping's monitor is 'val_acc'",
         "val/acc",
     ],
-    f"{STOP_BY} train/loss --trainer.val_check_interval 0.5": ["monitor is 'train/loss', of whole epochs", "val/loss"],
+    f"{STOP_BY} train/loss --trainer.val_check_interval 0.5": ["monitor is 'train/loss', known when", "val/loss"],
+    f"{STOP_BY} train/loss --trainer.check_val_every_n_epoch 2": ["'train/loss'", "check_on_train_epoch_end: true"],
+    f"{KEEP_BY} train/loss --trainer.check_val_every_n_epoch 2": ["'train/loss'", "save_on_train_epoch_end: true"],
     f"{STOP_BY} val/loss --trainer.limit_val_batches 0": ["monitor is 'val/loss'", "limit_val_batches"],
     "--feature_cache.views 1 --feature_cache.place disk --feature_cache.folder FILES/junk.ckpt": [
         "features cannot be kept in",
@@ -358,11 +365,62 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("option", ["--ckpt_path", "--run.warm_start"])
-def test_checkpoint_of_another_architecture(fail: Fail, narrow: Path, option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "advice"), [("--ckpt_path", "config.yaml"), ("--run.warm_start", "backbone alone, instead of run.warm")]
+)
+def test_checkpoint_of_another_architecture(fail: Fail, narrow: Path, option: str, advice: str) -> None:
     message = fail(f"fit {SAMPLE} {option} {narrow}")
     assert f"'{narrow}' is of another network: its head.hidden.bias is 8 instead of 256" in message
-    assert "config.yaml" in message
+    assert advice in message
+
+
+@pytest.mark.parametrize(
+    ("environment", "by"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}, "torchrun"),
+        (
+            {
+                "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_JOB_NAME": "train", "SLURM_PROCID": "1",
+                "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "here",
+            },
+            "srun",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("overlay", ["", "--config configs/with/ddp.yaml"])  # on a CPU that takes one device
+def test_processes_that_were_started_must_be_asked_for(
+    fail: Fail, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], by: str, overlay: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # which Lightning takes from there, for good
+    message = fail(f"fit {SAMPLE} {overlay.replace('configs', str(REPOSITORY / 'configs'))}")
+    assert f"{by} has started 2 process(es), and trainer.devices times trainer.num_nodes is 1" in message
+
+
+def test_what_slurm_does_not_tell_lightning_is_named(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert "--ntasks-per-node=2" in fail(f"fit {SAMPLE}")
+
+
+def test_memory_of_a_gpu_that_is_full_is_named(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: ImageDataModule, stage: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(ImageDataModule, "setup", refuse)
+    message = fail(f"fit {SAMPLE}")
+    assert "the GPU's memory is full" in message
+    assert "data.batch_size" in message
+
+
+def test_letters_that_a_terminal_lacks_end_nothing(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = TextIOWrapper(BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    replace_unknown_letters()
+    print("0 → 4", flush=True)
+    assert terminal.buffer.getvalue() == b"0 ? 4\n"
 
 
 def test_checkpoint_without_a_hidden_layer(fail: Fail, narrow: Path) -> None:

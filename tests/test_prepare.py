@@ -1,11 +1,13 @@
 """The folders of images that the studies use."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import prepare
-from src.data.sources import ImageFolder, Sample
+from benchmarks import jpeg, prepare
+from src.data.sources import CIFAR10, ImageFolder, Sample
+from src.errors import UserError
 
 
 def test_images_and_their_quarter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +29,17 @@ def test_images_and_their_quarter(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     assert names == {"train": ["0000.jpg", "0001.jpg"], "val": ["0003.jpg", "0004.jpg"]}
     assert (tmp_path / "part" / "val" / "star" / "0004.jpg").resolve().is_file()
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: CIFAR10) -> None:
+        raise UserError("data/cifar-10-python.tar.gz is not there")
+
+    monkeypatch.setattr(CIFAR10, "prepare", refuse)
+    monkeypatch.setattr(sys, "argv", ["prepare", "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="error: data/cifar-10"):
+        prepare.main()
+    monkeypatch.setattr(sys, "argv", ["jpeg", "--root", str(tmp_path / "none"), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"error: there are no images .*none/test"):
+        jpeg.main()
+    assert not (tmp_path / "out").exists()

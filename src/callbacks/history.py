@@ -93,7 +93,7 @@ class History(Checkpoint):
 def write_history(rows: list[Row], path: Path) -> None:
     """Write one line an epoch; columns are the union of all rows' metrics."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
@@ -101,7 +101,7 @@ def write_history(rows: list[Row], path: Path) -> None:
 
 def read_history(path: Path) -> list[Row]:
     """Read what `write_history` wrote; empty cells are left out."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 

@@ -91,7 +91,7 @@ class PredictionWriter(Callback):
             report["test_time_augmentation"] = {name: again[name] for name in _WHOLE}
         self._write(predictions, data.datasets["test"], data.classes, PREDICTIONS_CSV)
         with replacing(self.directory / REPORT) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         show(
             trainer, "confusion_matrix", confusion_figure(report["confusion_matrix"], data.classes),
             self.directory / CONFUSION_PNG,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +14,7 @@ from src.batch import Batch
 class Throughput(Callback):
     """Log, for every epoch, images trained per second, all processes together, and the seconds of training.
 
-    Validation is not counted. A run resumed within an epoch counts from there.
+    Validation is not counted. A run resumed within an epoch goes on counting.
     """
 
     def __init__(self) -> None:
@@ -22,13 +23,18 @@ class Throughput(Callback):
         self.since: float | None = None  # None: the clock stands still
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
+        self.since = time.perf_counter()  # a run resumed within an epoch sees no epoch start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
         self.images, self.seconds, self.since = 0, 0.0, time.perf_counter()
+
+    def state_dict(self) -> dict[str, float]:
+        """Tell how many images of the current epoch this process has trained on, and in how many seconds."""
+        running = 0.0 if self.since is None else time.perf_counter() - self.since
+        return {"images": self.images, "seconds": self.seconds + running}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if self.since is None:  # not when validation ends: the best checkpoint is saved after it

@@ -153,8 +153,12 @@ class ImageDataModule(LightningDataModule):
             self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        if self.datasets:
-            return
+        if not self.datasets:
+            self._load(stage)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._compare_processes()
+
+    def _load(self, stage: str) -> None:
         splits = self.source.load()
         if "predict" in splits:  # the checkpoint knows mean and deviation
             if stage != "predict":
@@ -177,6 +181,19 @@ class ImageDataModule(LightningDataModule):
             self.statistics = torch.tensor(self.weights_input)
         else:
             self.statistics = torch.tensor(channel_statistics(train.pixels, chosen["train"]))
+
+    def _compare_processes(self) -> None:
+        """Refuse images that differ between processes: what one of them trains on, another might validate."""
+        mine = digest(
+            part for dataset in self.datasets.values() for part in (*dataset.identity(), dataset.file_names())
+        )
+        found: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, mine)
+        if len(set(found)) > 1:
+            raise UserError(
+                "the processes have found different images: give every machine the same files, and change none while "
+                "a training begins. Then run again."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Save what predictions depend on, class names and mean and deviation per channel, and the identity."""

@@ -393,6 +393,25 @@ def test_images_that_are_there_are_not_prepared_again(tmp_path: Path) -> None:
     once.test(recorder, data, verbose=False)
 
 
+def test_processes_must_have_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def gather(found: list[Any], mine: Any) -> None:
+        told.append(mine)
+        found[:] = [told[0], mine]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    set_up()
+    set_up()
+    source = Noise()
+    train = source.images["train"]
+    source.images["train"] = Images(train.pixels, train.labels, [*train.names[1:], "train/new.png"])
+    with pytest.raises(UserError, match="the processes have found different images"):
+        set_up(source)
+
+
 def test_checkpoint_brings_its_statistics(tmp_path: Path) -> None:
     """Predict on other images: they must be standardized as the training images were."""
     trained = make(Noise(seed=0))
