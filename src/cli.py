@@ -22,13 +22,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from src.callbacks.averaging import averages_weights
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
 from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
-from src.callbacks.history import History
+from src.callbacks.history import CSV as HISTORY
+from src.callbacks.history import History, read_history
 from src.callbacks.predictions import PredictionWriter
 from src.callbacks.seeding import StepSeed
 from src.callbacks.stopping import GracefulStop, Stopped
@@ -62,7 +64,7 @@ from src.preflight import (
     read_checkpoint,
 )
 from src.process import prepare_process, replace_unknown_letters
-from src.run_directory import RunLogger, RunOptions, find_checkpoint, run_name, run_of
+from src.run_directory import CONFIG, RunLogger, RunOptions, changes, find_checkpoint, run_name, run_of
 from src.unprofiled import Unprofiled
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -96,8 +98,18 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        path = Path(trainer.log_dir or ".") / CONFIG
+        if trainer.is_global_zero and path.is_file():  # of the run that goes on
+            self._compare(yaml.safe_load(path.read_text(encoding="utf-8")))
+        super().setup(trainer, pl_module, stage)
+
+    def _compare(self, before: dict[str, Any]) -> None:
+        """Say what is not as it was, for this file will take the place of that one."""
+        self.config.run.warm_start = before["run"]["warm_start"]  # what the run once started from stays so
+        for change in changes(before, yaml.safe_load(self.parser.dump(self.config))):
+            print(f"goes on with {change}", flush=True)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config))
@@ -201,10 +213,20 @@ class ThawCLI(LightningCLI):
                 check_end(self.checkpoint, content, self.trainer.max_epochs)
             timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
             check_time(self.checkpoint, content, timers)
+            self._announce_replaced(self.checkpoint, content["epoch"])
         elif self.checkpoint is not None:
             # Curves go on at the epoch of the checkpoint, instead of at the first.
             self.trainer.fit_loop.epoch_progress.current.completed = content.get("epoch", 0)
             self._check_place(self.checkpoint)
+
+    def _announce_replaced(self, checkpoint: Path, epoch: int) -> None:
+        run = run_of(checkpoint)
+        history = read_history(run / HISTORY) if run is not None and (run / HISTORY).is_file() else []
+        later = [row for row in history if row["epoch"] > epoch]
+        if later:
+            rank_zero_only(print)(
+                f"'{checkpoint}' is of epoch {epoch}, counted from 0: the {len(later)} that came after will be replaced"
+            )
 
     def _check_place(self, checkpoint: Path) -> None:
         """Find out whether results of a checkpoint can be kept where they belong: in its run, if it has one."""
@@ -280,7 +302,11 @@ class ThawCLI(LightningCLI):
         early = self.trainer.val_check_interval != 1.0 or self.trainer.check_val_every_n_epoch != 1
         check_monitors(_listed(trainer.callbacks), bool(self.trainer.limit_val_batches), early)
         self._check_epoch()
-        self._make_optimizer()
+        rate, rates = self._make_optimizer().defaults["lr"], config.unfreezing.stage_rates
+        if rates.get(0, rate) != rate:
+            rank_zero_only(print)(
+                f"the optimizer's rate of {rate:g} is not used: unfreezing.rates has {rates[0]:g} from epoch 0 on"
+            )
         if self.checkpoint is None:  # its weights would replace whatever the network starts with
             self._load_weights()
         cache = config.feature_cache
@@ -298,9 +324,16 @@ class ThawCLI(LightningCLI):
         if not self.options.test_after_fit:
             limits.pop("test", None)
         for split, limit in limits.items():
-            if (limit or split == "train") and not taken_batches(batches[split], limit):
+            taken = taken_batches(batches[split], limit)
+            if (limit or split == "train") and not taken:
                 raise UserError(
                     f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none."
+                )
+            partly = split != "train" and 0 < taken < batches[split] and not trainer.fast_dev_run  # type: ignore[attr-defined]
+            if partly and self.datamodule.datasets[split].lie_by_class:
+                raise UserError(
+                    f"trainer.limit_{split}_batches is {limit}, and the {split} images lie class by class, so that "
+                    f"whole classes would be left out: keep fewer images in the folder {split}/ instead."
                 )
         taken = taken_batches(batches["train"], trainer.limit_train_batches)
         interval = trainer.val_check_interval
@@ -338,6 +371,8 @@ class ThawCLI(LightningCLI):
             assert isinstance(self.trainer.logger, RunLogger)
             if not best.best_model_path:
                 print("no epoch was validated, so that there is no best checkpoint, and no test")
+            elif self.options.test_after_fit and "test" not in self.datamodule.datasets:
+                print("there are no test images, and so no test")
             self.trainer.logger.log_final(metrics)
             self._report(metrics)
 

@@ -26,15 +26,18 @@ from src.callbacks.predictions import REPORT
 from src.errors import UserError
 from src.files import replacing
 from src.process import replace_unknown_letters
-from src.run_directory import CONFIG, newest_run
+from src.run_directory import CONFIG, newest_run, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = (
-    "recipe", "runs", "layers", "trainable parameters", "epochs", "best val/acc", "test/acc", "test/acc_tta",
-    "macro F1", "calibration error", "training minutes", "images/s",
+    "recipe", "runs", "settings", "layers", "trainable parameters", "epochs", "best val/acc", "test/acc",
+    "test/acc_tta", "macro F1", "calibration error", "training minutes", "images/s",
 )  # fmt: skip
+
+
+_SHOWN = 4  # settings that a table has room for
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,14 @@ class Run:
     @property
     def recipe(self) -> str:
         """Everything that was configured, except for the seed and for where the run is kept, as text."""
+        return json.dumps(self.settings, sort_keys=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the recipe, setting by setting."""
         apart = ("seed_everything", "run", "ckpt_path")
-        told = {key: value for key, value in self.config.items() if key not in apart}
-        return json.dumps(told | {"warm_start": self.config["run"].get("warm_start")}, sort_keys=True)
+        told = settings({key: value for key, value in self.config.items() if key not in apart})
+        return told | {"run.warm_start": self.config["run"].get("warm_start")}
 
     @property
     def minutes(self) -> list[float]:
@@ -142,15 +150,26 @@ def label(group: Sequence[Run]) -> str:
 def table(groups: Sequence[Sequence[Run]]) -> list[dict[str, str]]:
     """Lay out one row a recipe: mean, and standard deviation where there are several runs."""
     rows = []
-    for group in groups:
+    for group, differing in zip(groups, _differing([group[0].settings for group in groups]), strict=True):
         stages = group[0].config["unfreezing"]["stages"]
-        row = {"recipe": label(group), "runs": str(len(group)), "layers": " → ".join(map(str, stages.values()))}
+        row = {"recipe": label(group), "runs": str(len(group)), "settings": differing}
+        row["layers"] = " → ".join(map(str, stages.values()))
         every = [run.figures() for run in group]
-        for name in COLUMNS[3:]:
+        for name in COLUMNS[4:]:
             values = [figures[name] for figures in every if name in figures]
             row[name] = _write(name, values) if values else ""
         rows.append(row)
     return rows
+
+
+def _differing(recipes: Sequence[dict[str, Any]]) -> list[str]:
+    """Say of each recipe which settings differ among them, if they are as alike as tries of one option are."""
+    names = dict.fromkeys(name for recipe in recipes for name in recipe)
+    texts = {name: [json.dumps(recipe.get(name)) for recipe in recipes] for name in names}
+    texts = {name: values for name, values in texts.items() if len(set(values)) > 1 and name != "unfreezing.stages"}
+    if len(texts) > _SHOWN:
+        return [""] * len(recipes)
+    return [", ".join(f"{name} {values[i]}" for name, values in texts.items()) for i in range(len(recipes))]
 
 
 def _write(name: str, values: Sequence[float]) -> str:

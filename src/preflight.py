@@ -336,13 +336,15 @@ def check_processes(wanted: int) -> None:
     started, by = 0, ""
     if TorchElasticEnvironment.detect():
         started, by = int(os.environ["WORLD_SIZE"]), "torchrun"
-    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:  # which srun sets, for what it has started
-        started, by = int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun"
+    elif SLURMEnvironment.detect():
+        started, by = int(os.environ.get("SLURM_STEP_NUM_TASKS", 0)), "srun"  # which sets it for what it has started
+        if not started and wanted > 1:
+            raise UserError(f"Slurm starts the {wanted} processes of a job by srun: put srun in front of python.")
     if started not in (0, wanted):
         raise UserError(
             f"{by} has started {started} process(es), and trainer.devices times trainer.num_nodes is {wanted}: add "
             "--config configs/with/ddp.yaml, and on a CPU, or for several machines, --trainer.devices and "
-            "--trainer.num_nodes as they were started."
+            "--trainer.num_nodes as they were started (by srun each must see all GPUs of its machine)."
         )
 
 

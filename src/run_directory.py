@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, root: Path | str, name: str, version: str | None = None) -> None:
         super().__init__(root, name, version, default_hp_metric=False)
         self._new = version is None
+        self._laid_out = False  # whether TensorBoard was told which curves to draw in one chart
 
     @property
     @rank_zero_experiment
@@ -65,7 +67,12 @@ class RunLogger(TensorBoardLogger):
                 self._new = False
             except FileExistsError:  # another run has just taken this number
                 self._version = int(self.version) + 1
-        return super().experiment
+        writer: SummaryWriter = super().experiment
+        if not self._laid_out:
+            self._laid_out = True
+            both = {name: ["Multiline", [f"^train/{name}$", f"^val/{name}$"]] for name in ("loss", "acc")}
+            writer.add_custom_scalars({"training and validation": both})
+        return writer
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
         metrics = dict(metrics)
@@ -88,6 +95,30 @@ class RunLogger(TensorBoardLogger):
     def save(self) -> None:
         # Lightning would repeat the hyperparameters in a file; config.yaml has them all.
         self.experiment.flush()
+
+
+def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Flatten a configuration: `data.batch_size` and what it was set to, and so on.
+
+    Args:
+        config: As config.yaml has it.
+        above: What its keys belong to, with a dot at its end.
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = above if key == "init_args" else f"{above}{key}."
+        if isinstance(value, dict) and value and all(isinstance(each, str) for each in value):
+            found |= settings(value, name)
+        else:
+            found[name.removesuffix(".").removesuffix(".class_path")] = value
+    return found
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say what differs between two configurations, setting by setting."""
+    old, new = settings(before), settings(now)
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{name} {json.dumps(new.get(name))}, which was {json.dumps(old.get(name))}" for name in names]
 
 
 def run_name(options: RunOptions, configs: Sequence[Path]) -> str:

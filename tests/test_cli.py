@@ -18,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -27,6 +28,7 @@ from lightning.pytorch.profilers import Profiler
 from PIL import Image
 from support import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from src.callbacks.feature_cache import FrozenFeatureCache
@@ -132,6 +134,7 @@ def test_run_directory_holds_everything_in_one_place(run: Run) -> None:
 
 
 def test_what_is_printed(run: Run) -> None:
+    assert re.search(r"^35 training images \(\d of \w+ to \d of \w+\), 15 to validate, 10 to test$", run.printed, re.M)
     assert "block5_conv3" in run.printed
     assert f"{HEAD_PARAMETERS:,}" in run.printed
     assert len(re.findall(r"^epoch +\d+ .*train loss .*val acc", run.printed, re.MULTILINE)) == 2
@@ -482,13 +485,15 @@ def test_mistakes_with_images_without_labels(
     assert capsys.readouterr().err == f"error: {message.format(photos if make is broken else root)}\n"
 
 
-def test_a_checkpoint_in_python_as_the_readme_says(run: Run) -> None:
+def test_a_checkpoint_in_python_as_the_readme_says(run: Run, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)).save(photo)
     (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     path = str(run.directory / "checkpoints" / "best.ckpt")
     found: dict[str, Any] = {}
     printed = StringIO()
     with redirect_stdout(printed):
-        exec(code.replace("runs/last4/version_0/checkpoints/best.ckpt", path), found)
+        exec(code.replace("runs/last4/version_0/checkpoints/best.ckpt", path).replace("photo.jpg", str(photo)), found)
     assert found["told"]["classes"] == CLASSES
     assert printed.getvalue().split()[0] in CLASSES
     assert not found["network"].training
@@ -515,6 +520,44 @@ def test_resuming_continues_in_the_same_directory(run: Run, borrowed: Run) -> No
     assert borrowed.config["ckpt_path"] is None
     steps = [point.step for point in EventAccumulator(str(borrowed.directory)).Reload().Scalars("val/acc")]
     assert steps == [0, 1, 2]
+
+
+def test_what_a_continued_run_has_otherwise_is_said(borrowed: Run) -> None:
+    before = borrowed.config | {"run": borrowed.config["run"] | {"warm_start": "where/it/came/from.ckpt"}}
+    (borrowed.directory / "config.yaml").write_text(yaml.safe_dump(before))
+    words = sample("--ckpt_path", "last", "--run.root", str(borrowed.root), "--run.test_after_fit", "false")
+    printed = execute("fit", *words, "--trainer.max_epochs", "2", "--model.optimizer.init_args.lr", "0.01")
+    said = [line for line in printed.splitlines() if line.startswith("goes on with")]
+    assert [line.removeprefix("goes on with ") for line in said] == [
+        "model.optimizer.lr 0.01, which was 0.001",
+        f'run.root "{borrowed.root}", which was "runs"',
+        "trainer.max_epochs 2, which was 1",
+    ]
+    assert borrowed.config["run"]["warm_start"] == "where/it/came/from.ckpt"
+
+
+def test_epochs_that_will_be_replaced_are_counted(borrowed: Run) -> None:
+    words = sample("--run.root", str(borrowed.root), "--run.test_after_fit", "false", "--trainer.max_epochs", "3")
+    best = str(borrowed.directory / "checkpoints" / "best.ckpt")
+    assert "will be replaced" not in execute("fit", *words, "--ckpt_path", best)
+    assert borrowed.checkpoint("best.ckpt")["epoch"] < 2
+    printed = execute("fit", *words, "--ckpt_path", best)
+    assert re.search(r"best.ckpt' is of epoch \d, counted from 0: the \d that came after will be replaced", printed)
+
+
+def test_rate_that_is_not_used_is_named(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--trainer.fast_dev_run", "true")
+    for rate, said in (("1e-3", False), ("2e-3", True)):
+        printed = execute("fit", *words, "--unfreezing.rates", f"{{0: {rate}}}")
+        assert ("the optimizer's rate of 0.001 is not used: unfreezing.rates has 0.002" in printed) == said
+
+
+def test_curves_of_training_and_validation_share_a_chart(events: EventAccumulator) -> None:
+    layout = Layout()
+    (tensor,) = events.Tensors("custom_scalars__config__")
+    layout.ParseFromString(tensor.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts == {name: [f"^train/{name}$", f"^val/{name}$"] for name in ("loss", "acc")}
 
 
 def test_resuming_with_another_optimizer_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,17 @@ def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None
     assert (second["runs"], second["best val/acc"]) == ("1", "80.0 %")
 
 
+def test_settings_that_differ_are_shown_while_they_are_few(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "tries" / f"version_{i}", 0.7, rate=rate) for i, rate in enumerate((1e-3, 3e-4))]
+    assert [row["settings"] for row in compare(tmp_path, *runs)] == ["rate 0.001", "rate 0.0003"]
+    config = yaml.safe_load((runs[0] / "config.yaml").read_text())
+    other = {"model": {"optimizer": {"class_path": "Adam", "init_args": {"lr": 1.0}}}}
+    (runs[0] / "config.yaml").write_text(yaml.safe_dump(config | other))
+    assert compare(tmp_path, *runs)[0]["settings"] == 'model.optimizer "Adam", model.optimizer.lr 1.0, rate 0.001'
+    (runs[0] / "config.yaml").write_text(yaml.safe_dump(config | {"data": dict.fromkeys("abcde", 1)}))
+    assert [row["settings"] for row in compare(tmp_path, *runs)] == ["", ""]
+
+
 def test_a_warm_start_makes_a_row_of_its_own(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "full" / f"version_{i}", 0.7, warm_start=start) for i, start in enumerate((None, "a"))]
     assert [row["runs"] for row in compare(tmp_path, *runs)] == ["1", "1"]

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "images" / "train" / name).mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (32, 32)).save(folder / "images" / "train" / name / f"{number}.png")
+    shutil.copytree(folder / "images", folder / "sorted")
+    shutil.copytree(folder / "images" / "train", folder / "sorted" / "val")
     return folder
 
 
@@ -251,6 +254,10 @@ OPTIONS = {
     "--trainer.limit_train_batches 0.0001": ["trainer.limit_train_batches is 0.0001", "none"],
     "--trainer.limit_train_batches 0": ["trainer.limit_train_batches is 0", "none"],
     "--trainer.limit_val_batches 0.0001": ["limit_val_batches"],
+    "--data.source ImageFolder --data.source.root FILES/sorted --trainer.limit_val_batches 0.4 --data.batch_size 2": [
+        "limit_val_batches is 0.4, and the val images lie class by class",
+        "val/",
+    ],
     "--trainer.limit_test_batches 0.0001": ["limit_test_batches"],
     "--trainer.sync_batchnorm true": ["trainer.sync_batchnorm is for GPUs"],
     "--model.optimizer.init_args.fused true --model.optimizer.init_args.foreach true": [
@@ -397,6 +404,13 @@ def test_processes_that_were_started_must_be_asked_for(
     monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # which Lightning takes from there, for good
     message = fail(f"fit {SAMPLE} {overlay.replace('configs', str(REPOSITORY / 'configs'))}")
     assert f"{by} has started 2 process(es), and trainer.devices times trainer.num_nodes is 1" in message
+
+
+def test_processes_that_srun_should_start(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert "put srun in front of python" in fail(f"fit {SAMPLE} --trainer.strategy ddp --trainer.devices 2")
 
 
 def test_what_slurm_does_not_tell_lightning_is_named(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:

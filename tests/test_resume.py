@@ -117,6 +117,7 @@ def test_stopped_within_an_epoch_equals_never_stopped(untouched: Path, tmp_path:
     stopped = fit(tmp_path, "run", *signal_at(3, 1, name), check=False)  # from cached features
     assert stopped.returncode == code
     assert f"stopped by {name}" in stopped.stderr
+    assert stopped.stderr.count("once more ends at once") == 1
     assert "Traceback" not in stopped.stderr
     last = torch.load(tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2

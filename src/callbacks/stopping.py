@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from src.callbacks.checkpoints import FOLDER, LAST
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STANDARD_ERROR = 2  # its number
 _CHECK_EVERY = 10  # steps between two agreements of several processes, each of which waits for all of them
 
 
@@ -34,10 +36,12 @@ class GracefulStop(Checkpoint):
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
         self.checkpoint = Path()
+        self.speaks = False
         self.late = False  # whether a look at the signals was put off
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.checkpoint = Path(trainer.log_dir or ".") / FOLDER / LAST
+        self.speaks = trainer.is_global_zero
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now, because Lightning has put its own handlers in place just before.
@@ -45,6 +49,8 @@ class GracefulStop(Checkpoint):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if self.speaks:  # past Python's own stream, which the signal may have interrupted
+            os.write(_STANDARD_ERROR, b"\nstopping after this step or validation; once more ends at once\n")
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 

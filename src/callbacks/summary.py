@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.schedule import HEAD_NUMBER, trainable_layers
 from src.callbacks.unfreezing import StagedUnfreezing
+from src.data.datamodule import ImageDataModule
+from src.files import printable
 from src.model.classifier import HEAD, TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
 
@@ -22,14 +26,27 @@ class Summary(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         unfreezing = next(callback for callback in callbacks if isinstance(callback, StagedUnfreezing))
         layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
+        print(image_line(trainer.datamodule), end="\n\n")  # type: ignore[attr-defined]
         print(layer_table(pl_module, layers), end="\n\n")
         steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
-        rates = unfreezing.rates(trainer.optimizers[0])
+        rates = replace(unfreezing.rates(trainer.optimizers[0]), warmup_epochs=0.0)
 
         def rate(number: int, epoch: int) -> float:
             return rates.at(unfreezing.stages, number, epoch, 0, steps, max_epochs)
 
         print(stage_table(pl_module, unfreezing.stages, rate, max_epochs), flush=True)
+
+
+def image_line(data: ImageDataModule) -> str:
+    """Say how many images there are, and of which classes there are fewest and most to train on."""
+    counts = {split: f"{len(dataset):,}" for split, dataset in data.datasets.items()}
+    train = data.datasets["train"]
+    labels = train.labels.cpu()[train.chosen]
+    by_class = torch.bincount(labels, minlength=data.num_classes).tolist()
+    (fewest, rare), *_, (most, common) = sorted(zip(by_class, data.classes, strict=True))
+    spread = f"{fewest:,} of {printable(rare)} to {most:,} of {printable(common)}"
+    rest = f"{counts['val']} to validate, {counts.get('test', 'none')} to test"
+    return f"{counts['train']} training images ({spread}), {rest}"
 
 
 def layer_table(model: TransferClassifier, layers: int) -> str:
@@ -51,12 +68,12 @@ def layer_table(model: TransferClassifier, layers: int) -> str:
 
 
 def stage_table(model: TransferClassifier, stages, rate, max_epochs: int) -> str:  # type: ignore[no-untyped-def]
-    """List the stages: epochs, what trains, how many parameters, and the first step's rates.
+    """List the stages: epochs, what trains, how many parameters, and the rates after warm-up.
 
     Args:
         model: Whose parameters are counted.
         stages: Epochs and numbers of layers, as `parse_stages` gives them.
-        rate: Gives the rate of a layer's number in the first step of an epoch.
+        rate: Gives the rate of a layer's number at the start of an epoch, warm-up aside.
         max_epochs: How many epochs there are, stages beyond are marked; -1 for no end.
     """
     rows = []

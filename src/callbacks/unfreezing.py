@@ -140,9 +140,10 @@ class StagedUnfreezing(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
-        layers = {group["layer"]: self.rate(trainer, group["layer"]) for group in trainer.optimizers[0].param_groups}
+        names = {group["layer"] for group in trainer.optimizers[0].param_groups}
+        middle = int(trainer.num_training_batches) // 2  # the first step's would be a warm-up's beginning
         pl_module.log("trainable_parameters", float(trained))
-        pl_module.log_dict({f"lr/{layer}": rate for layer, rate in layers.items()})
+        pl_module.log_dict({f"lr/{name}": self.rate(trainer, name, middle) for name in sorted(names)})
 
 
 def _wrap_again(trainer: Trainer) -> None:

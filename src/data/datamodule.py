@@ -52,6 +52,12 @@ class ArrayDataset(Dataset):
             return Batch(features, self.labels[rows], rows, self.features.entry)
         return Batch(self.pixels[rows], self.labels[rows], rows)
 
+    @property
+    def lie_by_class(self) -> bool:
+        """Whether images come class by class, as those of folders do."""
+        labels = self.labels[self.chosen.to(self.labels.device)]
+        return bool((labels.diff() >= 0).all())
+
     def identity(self) -> tuple[Tensor, Tensor]:
         """Give what differs where images were added, left out or split otherwise: their numbers and their labels."""
         return self.chosen, self.labels[self.chosen.to(self.labels.device)]
@@ -119,7 +125,7 @@ class ImageDataModule(LightningDataModule):
         if input_size is not None and input_size < source.image_size:
             raise UserError(
                 f"data.input_size is {input_size}, and enlarges only: the images have {source.image_size} pixels. "
-                "Smaller ones of a folder: data.source.init_args.image_size."
+                "Leave them so, --data.input_size null, or make a folder's smaller: data.source.init_args.image_size."
             )
         self.source = source
         self.batch_size = batch_size

@@ -8,7 +8,9 @@ from matplotlib.text import Text
 
 from src.callbacks.figures import confusion_figure, grid_figure, write_png
 from src.callbacks.schedule import parse_stages
-from src.callbacks.summary import stage_table
+from src.callbacks.summary import image_line, stage_table
+from src.data.datamodule import ImageDataModule
+from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
 
 
@@ -34,6 +36,16 @@ def test_classes_may_have_a_dollar_in_their_names() -> None:
 def test_classes_may_have_names_that_no_font_has(tmp_path: Path) -> None:
     write_png(confusion_figure([[1, 0], [0, 1]], ["猫", "犬"]), tmp_path / "matrix.png")  # warnings are errors here
     assert (tmp_path / "matrix.png").is_file()
+
+
+def test_images_of_the_rarest_and_the_commonest_class_are_counted() -> None:
+    data = ImageDataModule(Sample(size=50), standardize="dataset", val_fraction=0.5, split_seed=1)
+    data.setup("fit")
+    labels = data.datasets["train"].labels[data.datasets["train"].chosen].tolist()
+    counts = sorted((labels.count(number), name) for number, name in enumerate(data.classes))
+    (few, rare), (many, common) = counts[0], counts[-1]
+    assert few < many
+    assert image_line(data) == f"25 training images ({few} of {rare} to {many} of {common}), 25 to validate, 10 to test"
 
 
 def test_calendar_without_an_end() -> None:

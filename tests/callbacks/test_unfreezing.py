@@ -37,19 +37,19 @@ def train(root: Path, processes: int, precision: str, compiled: bool) -> list[di
 
 
 def test_curves_in_tensorboard_are_the_schedule(tmp_path: Path) -> None:
-    """What is drawn at each epoch is the rate of its first step, which the table below works out by hand."""
+    """What is drawn at each epoch is the rate in its middle, which the table below works out by hand."""
     options = {
         "unfreezing.stages": "{0: 0, 2: 4}", "unfreezing.rates": "{0: 1e-3, 2: 4e-4}", "unfreezing.block_factor": 0.5,
-        "unfreezing.decay": "linear", "unfreezing.warmup_epochs": 0.5, "data.source.size": 50, "data.batch_size": 18,
+        "unfreezing.decay": "linear", "unfreezing.warmup_epochs": 0.75, "data.source.size": 50, "data.batch_size": 18,
         "trainer.max_epochs": 4, "run.root": tmp_path, "run.name": "run", "run.test_after_fit": False,
     }  # fmt: skip
     configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
     main(["fit", *configs, *(f"--{option}={value}" for option, value in options.items())])
     events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
-    # Two steps an epoch, so a warm-up of half an epoch is over with its first step. Then the head's rate falls over
-    # 3.5 epochs from epoch 0.5 to 4, block5's over 1.5 epochs from epoch 2.5 to 4.
-    head = [1e-3, 1e-3 * (1 - 0.5 / 3.5), 4e-4 * (1 - 1.5 / 3.5), 4e-4 * (1 - 2.5 / 3.5)]
-    block5 = [0, 0, 2e-4, 2e-4 * (1 - 0.5 / 1.5)]
+    # Two steps an epoch, so a warm-up of three quarters of one is over with the second. Then the head's rate falls
+    # over 3.25 epochs from epoch 0.75 to 4, block5's over 1.25 epochs from epoch 2.75 to 4.
+    head = [1e-3, 1e-3 * (1 - 0.75 / 3.25), 4e-4 * (1 - 1.75 / 3.25), 4e-4 * (1 - 2.75 / 3.25)]
+    block5 = [0, 0, 2e-4, 2e-4 * (1 - 0.75 / 1.25)]
     trained = [134_410, 134_410, 134_410 + 7_079_424, 134_410 + 7_079_424]
     drawn = {"lr/head": head, "lr/block5_conv1": block5, "lr/block4_conv3": [0] * 4, "trainable_parameters": trained}
     for name, expected in drawn.items():
