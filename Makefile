@@ -10,7 +10,8 @@ ARGS ?=
 RUN := $(VENV)/bin/python -m
 CODE := $(wildcard src tests benchmarks)
 # A file of tests stays with one process, for tests share trainings; a process took up to 2.7 GB of memory.
-PYTEST := $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
+# tests/conftest.py says in which order files are given out.
+PYTEST := $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Written last, so that an interrupted install is not mistaken for a whole one.
 READY := $(VENV)/.ready
 # There while an environment that make itself created is not whole: the next attempt starts afresh.

@@ -43,7 +43,12 @@ def missing_data() -> str | None:
     return None
 
 
+# Files that take longest, to be begun first: at the end one process would be busy with one of them alone.
+_LONGEST = ["test_resume.py", "test_cli.py", "test_errors.py", "test_configs.py", "test_feature_cache.py"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
     reason = missing_data()
     for item in items:
         if reason and item.get_closest_marker("data"):

@@ -406,6 +406,16 @@ def test_processes_that_were_started_must_be_asked_for(
     assert f"{by} has started 2 process(es), and trainer.devices times trainer.num_nodes is 1" in message
 
 
+def test_processes_that_were_asked_for_are_taken(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the second of two machines; the mistake is found later."""
+    launched = {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
+    options = "--trainer.strategy ddp --trainer.num_nodes 2 --data.val_fraction 2"
+    assert "above 0 and below 1" in fail(f"fit {SAMPLE} {options}")
+
+
 def test_processes_that_srun_should_start(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in slurm.items():

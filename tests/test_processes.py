@@ -83,6 +83,12 @@ def test_training_follows_that_of_one_process(runs: Path, epoch: int) -> None:
     assert_alike(ours, theirs)
 
 
+def test_measures_count_the_images_of_all_processes(runs: Path) -> None:
+    one, two = (read_history(runs / name / "version_0" / CSV)[0] for name in ("one", "two"))
+    for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1"):
+        assert two[metric] == pytest.approx(one[metric], rel=1e-3), metric
+
+
 def test_only_what_trains_is_communicated(runs: Path) -> None:
     assert [seen(runs, "two", epoch, 0)["communicated"] for epoch in range(EPOCHS)] == [5_130, 7_084_554, 14_719_818]
 

@@ -110,3 +110,9 @@ def test_license_is_mit() -> None:
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="needs processes of tests beside each other")
 def test_processes_of_tests_leave_each_other_a_core() -> None:
     assert torch.get_num_threads() == 1
+
+
+def test_rooms_import_each_other_as_the_readme_says() -> None:
+    for path in (ROOT / "src").rglob("*.py"):
+        found = set(re.findall(r"^\s*(?:from|import) src\.(\w+)", path.read_text(), re.MULTILINE))
+        assert not found & {"cli", {"model": "data", "data": "model"}.get(path.parent.name, "")}, path

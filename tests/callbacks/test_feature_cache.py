@@ -8,13 +8,14 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from support import REPOSITORY, needs_int8, run
 
-from src.callbacks.feature_cache import FrozenFeatureCache
+from src.callbacks.feature_cache import FrozenFeatureCache, _feature_type
 from src.cli import main
 from src.data.features import FILLED, VALUES, FeatureStore
 from src.errors import UserError
@@ -123,20 +124,27 @@ def test_kept_folder_serves_other_runs(tmp_path: Path, passed: list[int]) -> Non
     same = f"--model.weights={tmp_path / 'first' / 'run' / 'version_0' / 'checkpoints' / 'last.ckpt'}"
     fit(tmp_path / "third", "1", 1, None, *kept, same, "--seed_everything=1")
     assert sum(passed) == TRAIN
-    passed.clear()
-    fit(tmp_path / "fourth", "1", 1, {0: 3}, *kept)
-    assert sum(passed) == TRAIN + VAL
 
 
-def test_kept_folder_serves_the_same_precision_only(tmp_path: Path, passed: list[int]) -> None:
+def test_what_is_kept_belongs_to_frozen_weights_and_their_precision() -> None:
     """Frozen layers in bfloat16 compute what they compute in bf16-mixed."""
-    kept = ["--feature_cache.place=disk", f"--feature_cache.folder={tmp_path / 'kept'}"]
-    fit(tmp_path / "first", "1", 1, None, *kept, "--trainer.precision=bf16-mixed")
-    passed.clear()
-    fit(tmp_path / "second", "1", 1, None, *kept, "--model.frozen_precision=bf16")
-    assert passed == []
-    fit(tmp_path / "third", "1", 1, None, *kept)
-    assert sum(passed) == TRAIN + VAL
+    cache, model = FrozenFeatureCache(1), TransferClassifier(weights=None)
+    model.trainable_layers = 4
+
+    def told(precision: str = "32-true", frozen: str = "same") -> Any:
+        trainer: Any = SimpleNamespace(precision=precision)
+        model.frozen_precision = frozen
+        return cache._network(trainer, model), _feature_type(trainer, model)
+
+    plain = told()
+    assert told("bf16-mixed") == told("32-true", "bf16") != plain
+    with torch.no_grad():
+        model.backbone.block5_conv1.bias.add_(1)  # which trains
+        assert told() == plain
+        model.backbone.block1_conv1.bias.add_(1)
+    assert told() != plain
+    model.trainable_layers = 3
+    assert told()[0]["depth"] == 15
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import REPOSITORY, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -56,6 +57,11 @@ def test_curves_in_tensorboard_are_the_schedule(tmp_path: Path) -> None:
         scalars = events.Scalars(name)
         assert [scalar.step for scalar in scalars] == [0, 1, 2, 3]
         assert [scalar.value for scalar in scalars] == pytest.approx(expected, rel=1e-6)
+    last = torch.load(tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    used = {group["layer"]: group["lr"] for group in last["optimizer_states"][0]["param_groups"]}  # in the last step
+    assert used["head"] == pytest.approx(head[-1])
+    assert used["block5_conv1"] == pytest.approx(block5[-1])
+    assert used["block4_conv3"] == 0
 
 
 @pytest.mark.parametrize(

@@ -393,6 +393,17 @@ def test_images_that_are_there_are_not_prepared_again(tmp_path: Path) -> None:
     once.test(recorder, data, verbose=False)
 
 
+def test_kept_features_know_their_images_and_how_these_are_shown() -> None:
+    fixed = {"standardize": "weights", "weights_input": INPUT}  # statistics that do not follow the images
+    plain = set_up(**fixed).view_origin("train")
+    assert set_up(**fixed).view_origin("train") == plain
+    for source, changed in (
+        (None, {"augmentation": None}), (None, {"seed": 5}), (None, {"input_size": 12}), (None, {"cutmix": 0.5}),
+        (None, {"weights_input": INPUT[::-1]}), (Noise(seed=1), {}),
+    ):  # fmt: skip
+        assert set_up(source, **{**fixed, **changed}).view_origin("train") != plain
+
+
 def test_processes_must_have_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
 

@@ -272,6 +272,20 @@ def measured(seen: list[Batch]) -> dict[str, float]:
     }
 
 
+def test_accuracy_with_test_time_augmentation_is_that_of_the_averages(
+    model: TransferClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = fake(model, monkeypatch)
+    monkeypatch.setattr(model, "test_time_augmentation", "flip")
+    # Ten logits in a line, which a flip reverses: each image is of class 0 by itself, and of class 1 on average.
+    inputs = torch.tensor([2.0, 1.9, 0, 0, 0, 0, 0, 0, 1.9, 0]).expand(4, 1, 1, 10).clone()
+    probabilities = model.test_step(Batch(inputs, torch.tensor([1, 1, 1, 0]), torch.arange(4)))
+    assert probabilities["plain"].argmax(dim=1).tolist() == [0] * 4
+    assert probabilities["averaged"].argmax(dim=1).tolist() == [1] * 4
+    model.on_test_epoch_end()
+    assert (logged["test/acc"], logged["test/acc_tta"]) == (0.25, 0.75)
+
+
 Step = Callable[[TransferClassifier, Batch], object]
 End = Callable[[TransferClassifier], None]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from src.errors import UserError
+from src.model import vgg
 from src.model.vgg import LAYERS, ConvReLU, InputScale, VGGBackbone, expected_input, output_shapes
 
 CAFFE = ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
@@ -187,6 +188,14 @@ def test_published_weights_are_taken_from_torch_home(
     file.symlink_to(folder / PLAIN)
     backbone.load("IMAGENET1K_FEATURES")
     assert torch.equal(backbone.block5_conv3.weight, theirs.features[28].weight)
+
+
+def test_downloaded_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, str]] = []
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(vgg, "fetch", lambda url, path, *, sha256_prefix, **_: asked.append((path, sha256_prefix)))
+    vgg._download("IMAGENET1K_V1")
+    assert asked == [(tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth", "397923af")]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""Signals: when a training ends by one, and what a second one does."""
+
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from src.callbacks.stopping import SIGNALS, GracefulStop, Stopped
+
+
+def test_a_stop_waits_for_the_optimizers_step() -> None:
+    stop, saved = GracefulStop(), []
+    trainer: Any = SimpleNamespace(
+        accumulate_grad_batches=2, num_training_batches=5, world_size=1, val_check_batch=5, check_val_every_n_epoch=1,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda told, all: told), save_checkpoint=saved.append,
+    )  # fmt: skip
+    model: Any = None
+    stop.received = signal.SIGTERM
+    stop.on_train_batch_end(trainer, model, None, None, 0)  # a gradient that is only kept
+    assert saved == []
+    with pytest.raises(Stopped):
+        stop.on_train_batch_end(trainer, model, None, None, 1)
+    assert saved == [stop.checkpoint]
+
+
+def test_a_second_signal_ends_the_process() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        GracefulStop()._receive(signal.SIGINT, None)
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
