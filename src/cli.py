@@ -12,20 +12,18 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from src.callbacks.averaging import averages_weights
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
 from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
@@ -45,27 +43,23 @@ from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
-    check_averages,
+    NOT_OFFERED,
     check_callbacks,
     check_compiler,
     check_configs,
-    check_data,
     check_device,
-    check_end,
-    check_fit,
     check_int8,
     check_monitors,
-    check_optimizer,
     check_processes,
-    check_size,
-    check_time,
-    check_whole,
+    check_trainer,
     make_folder,
-    read_checkpoint,
 )
 from src.process import prepare_process, replace_unknown_letters
 from src.run_directory import CONFIG, RunLogger, RunOptions, changes, find_checkpoint, run_name, run_of
+from src.saved_training import SavedTraining
 from src.unprofiled import Unprofiled
+
+CallbackKind = TypeVar("CallbackKind", bound=Callback)
 
 COMMANDS = ("fit", "validate", "test", "predict")
 USAGE = "python -m src.cli fit --config configs/last4.yaml"
@@ -78,6 +72,10 @@ _UNWANTED_ADVICE = (
     "LeafSpec",  # how Lightning asks torch for one is for them to mend
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
 )
+_CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+_SHOWN = (".png", ".csv", ".json", ".yaml")
 
 
 class ThawParser(LightningArgumentParser):
@@ -127,7 +125,7 @@ class ThawCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        helps = {option: f"Not offered: {why}" for option, (_, why) in _NOT_OFFERED.items()}
+        helps = {option: f"Not offered: {why}" for option, (_, why) in NOT_OFFERED.items()}
         for action in parser._actions:  # what Lightning says of them does not hold here
             action.help = {**helps, "ckpt_path": _CKPT_PATH}.get(action.dest, action.help)
         return parser
@@ -158,13 +156,11 @@ class ThawCLI(LightningCLI):
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
         self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
-        self.content = {} if self.checkpoint is None else read_checkpoint(self.checkpoint)
-        if self.checkpoint is None:
+        self.saved = None if self.checkpoint is None else SavedTraining.read(self.checkpoint)
+        if self.saved is None:
             expected_input(config.model.weights, config.model.weights_input)  # which says what is wrong with the file
-        if self.subcommand == "predict" and config.data.source.class_path.endswith(".Unlabelled"):
-            if "ImageDataModule" not in self.content:
-                raise UserError(f"'{self.checkpoint}' does not say what its classes and its input are.")
-            config.data.source.init_args.classes = self.content["ImageDataModule"]["classes"]
+        elif self.subcommand == "predict" and config.data.source.class_path.endswith(".Unlabelled"):
+            config.data.source.init_args.classes = self.saved.classes
         if self.options.warm_start is not None and self.subcommand == "fit" and self.checkpoint is None:
             # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
             places = Path(self.options.root), self.name, "--run.warm_start"
@@ -179,45 +175,56 @@ class ThawCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists."""
-        content, self.content = self.content, {}  # which is large
+        saved, self.saved = self.saved, None  # which is large
         check_processes(self.trainer.num_devices * self.trainer.num_nodes)
         device = self.trainer.strategy.root_device
         check_device(device, self.config_init[self.subcommand].trainer.sync_batchnorm)
         if self.model.compiled:
             check_compiler(device)
         if self.model.frozen_precision == "int8":
-            frozen = content.get("frozen", {})
-            known = self.subcommand == "fit" or frozen.get("depth") == 0 or bool(frozen.get("ranges"))
-            check_int8(device, known, self.checkpoint)
-        if self.checkpoint is not None:
-            if self.subcommand == "fit":
-                if self.trainer.max_steps != -1 and not self.config_init[self.subcommand].trainer.fast_dev_run:
-                    raise UserError(
-                        "a run with trainer.max_steps cannot be continued, for Lightning would count its epochs wrong: "
-                        "give trainer.max_epochs instead, or start anew from its weights with --run.warm_start."
-                    )
-                check_optimizer(self.checkpoint, content.get("optimizer"), type(self._make_optimizer()).__name__)
-                averages = averages_weights(self.trainer.callbacks)  # type: ignore[attr-defined]
-                check_averages(self.checkpoint, "averaging_state" in content, averages)
-            if "ImageDataModule" in content:
-                self.datamodule.load_state_dict(content["ImageDataModule"])
-            check_fit(self.checkpoint, content["state_dict"], self.model.state_dict())
-            check_size(self.checkpoint, content.get("hyper_parameters", {}).get("image_size"), self.model.image_size)
+            check_int8(device)
+        if saved is not None:
+            self._check_weights(saved)
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
-        if self.checkpoint is not None and self.subcommand == "fit":
-            check_whole(self.checkpoint, content)
-            stay = self.config_init[self.subcommand].feature_cache.views is not None
-            check_data(self.checkpoint, content, self.datamodule.identity(self.trainer.world_size, stay))
-            if not self.config_init[self.subcommand].trainer.fast_dev_run:
-                check_end(self.checkpoint, content, self.trainer.max_epochs)
-            timers = [each for each in self.trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-            check_time(self.checkpoint, content, timers)
-            self._announce_replaced(self.checkpoint, content["epoch"])
-        elif self.checkpoint is not None:
+        if saved is not None and self.subcommand == "fit":
+            self._check_continuation(saved)
+        elif saved is not None:
             # Curves go on at the epoch of the checkpoint, instead of at the first.
-            self.trainer.fit_loop.epoch_progress.current.completed = content.get("epoch", 0)
-            self._check_place(self.checkpoint)
+            self.trainer.fit_loop.epoch_progress.current.completed = saved.content.get("epoch", 0)
+            self._check_place(saved.path)
+
+    def _check_weights(self, saved: SavedTraining) -> None:
+        """Refuse a checkpoint that does not fit optimizer, classes and network as configured."""
+        if self.subcommand == "fit":
+            if self.trainer.max_steps != -1 and not self.config_init[self.subcommand].trainer.fast_dev_run:
+                raise UserError(
+                    "a run with trainer.max_steps cannot be continued, for Lightning would count its epochs wrong: "
+                    "give trainer.max_epochs instead, or start anew from its weights with --run.warm_start."
+                )
+            saved.check_optimizer(type(self._make_optimizer()).__name__)
+            saved.check_averages(bool(self._added(WeightAveraging)))
+        elif self.model.frozen_precision == "int8":
+            saved.check_ranges()
+        if saved.data:
+            self.datamodule.load_state_dict(saved.data)
+        saved.check_network(self.model.state_dict())
+        saved.check_size(self.model.image_size)
+
+    def _check_continuation(self, saved: SavedTraining) -> None:
+        """Refuse to go on with other images or batches, or where nothing is left to train."""
+        config = self.config_init[self.subcommand]
+        saved.check_whole()
+        stay = config.feature_cache.views is not None
+        saved.check_data(self.datamodule.identity(self.trainer.world_size, stay))
+        if not config.trainer.fast_dev_run:
+            saved.check_end(self.trainer.max_epochs)
+        saved.check_time(self._added(Timer))
+        self._announce_replaced(saved.path, saved.content["epoch"])
+
+    def _added(self, kind: type[CallbackKind]) -> list[CallbackKind]:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, kind)]
 
     def _announce_replaced(self, checkpoint: Path, epoch: int) -> None:
         run = run_of(checkpoint)
@@ -241,29 +248,10 @@ class ThawCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
+        check_trainer(config)
+        check_callbacks(_listed(config.callbacks))
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stderr.isatty() or bool(_progress_bars(config))
-        for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            if config[option] is not None and config[option] < 1:
-                raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
-        interval = config.val_check_interval
-        if interval == 0 or not isinstance(interval, int | float | None):  # by the clock no run could be repeated
-            raise UserError(
-                f"trainer.val_check_interval is {interval}: give a number of batches, or a part of an epoch, as 0.5."
-            )
-        if str(config.precision or 32) not in _PRECISIONS:
-            raise UserError(
-                f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed."
-            )
-        for option, (unset, why) in _NOT_OFFERED.items():
-            if config[option.removeprefix("trainer.")] not in unset:
-                raise UserError(f"{option} is not offered: {why}")
-        strategy = config.strategy
-        if isinstance(strategy, str) and strategy not in _STRATEGIES:
-            raise UserError(f"trainer.strategy is '{strategy}': expected {' or '.join(_STRATEGIES)}.")
-        if type(strategy) not in (str, SingleDeviceStrategy, DDPStrategy) or _forks(strategy):  # others derive from DDP
-            raise UserError(f"trainer.strategy {type(strategy).__name__} is not supported so: use auto or ddp.")
-        check_callbacks(_listed(config.callbacks))
         config.profiler = config.profiler or Unprofiled()
         config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:
@@ -353,11 +341,10 @@ class ThawCLI(LightningCLI):
         if self.options.warm_start is None:
             self.model.load_pretrained()
         else:
-            path = Path(self.options.warm_start)
-            content = read_checkpoint(path)
-            check_fit(path, content["state_dict"], self.model.state_dict(), anew=True)
-            self.model.load_state_dict(content["state_dict"])
-            self.datamodule.expect(content.get("ImageDataModule", {}))
+            saved = SavedTraining.read(Path(self.options.warm_start))
+            saved.check_network(self.model.state_dict(), anew=True)
+            self.model.load_state_dict(saved.content["state_dict"])
+            self.datamodule.expect(saved.data)
 
     def after_fit(self) -> None:
         if self.config_init[self.subcommand].trainer.fast_dev_run:
@@ -377,17 +364,10 @@ class ThawCLI(LightningCLI):
             self._report(metrics)
 
     def after_validate(self) -> None:
-        self._report_logged()
-
-    def after_test(self) -> None:
-        self._report_logged()
-
-    def after_predict(self) -> None:
-        self._report_logged()
-
-    def _report_logged(self) -> None:
         if self.trainer.is_global_zero:
             self._report({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+
+    after_test = after_predict = after_validate
 
     def _report(self, metrics: dict[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -397,25 +377,6 @@ class ThawCLI(LightningCLI):
         print(f"\n{shown or self.subcommand}: everything of this run is in {folder}")
         files = sorted(path.name for path in folder.iterdir() if path.suffix in _SHOWN)
         print("  " + ", ".join(files), flush=True)
-
-
-_NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "trainer.logger": ((None, True), "every run has TensorBoard's files and history.csv."),
-    "trainer.enable_checkpointing": ((None, True), "every run keeps its best and its last checkpoint."),
-    "trainer.barebones": ((None, False), "a run has its checkpoints and its curves."),
-    "trainer.default_root_dir": ((None,), "--run.root says where runs are kept."),
-    "trainer.overfit_batches": (
-        (None, 0),
-        "every epoch has its own order. Train on a folder of a few images instead (configs/with/folder.yaml).",
-    ),
-}
-"""Options of Lightning's: what leaves them alone, and why not."""
-_STRATEGIES = ("auto", "ddp")
-_CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
-_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
-_SHOWN = (".png", ".csv", ".json", ".yaml")
 
 
 def _checked_seed(seed: bool | int) -> int:
@@ -434,11 +395,6 @@ def _expected_or_unknown(weights: str | None, weights_input: str | None) -> Inpu
 
 def _progress_bars(config: Namespace) -> list[Callback]:
     return [callback for callback in _listed(config.callbacks) if isinstance(callback, ProgressBar)]
-
-
-def _forks(strategy: Any) -> bool:
-    # The process that reports would only wait for those that train, and know nothing of their run.
-    return getattr(strategy, "_start_method", "popen") != "popen"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -5,20 +5,18 @@ Every check raises a UserError that says what to do.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     Callback,
@@ -31,8 +29,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from src.callbacks.checkpoints import BEST, LAST
 from src.errors import UserError
@@ -53,16 +50,21 @@ _UNFIT: dict[type[Callback], str] = {
     Timer: "give --trainer.max_time.",
 }
 """Callbacks of Lightning's that would fail here, do nothing or end otherwise if continued, and what to do instead."""
-_BATCHES = (
-    ("batch_size", "data.batch_size", "the same"),
-    ("processes", "the number of processes", "as many devices"),
-    ("seed", "seed_everything", "the same"),
-    ("stay", "a cache of features in each process", "the same feature_cache.views"),
-)
-"""What batches depend on, in the data module's identity and for the user, and how to keep it."""
+NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "trainer.logger": ((None, True), "every run has TensorBoard's files and history.csv."),
+    "trainer.enable_checkpointing": ((None, True), "every run keeps its best and its last checkpoint."),
+    "trainer.barebones": ((None, False), "a run has its checkpoints and its curves."),
+    "trainer.default_root_dir": ((None,), "--run.root says where runs are kept."),
+    "trainer.overfit_batches": (
+        (None, 0),
+        "every epoch has its own order. Train on a folder of a few images instead (configs/with/folder.yaml).",
+    ),
+}
+"""Options of Lightning's: what leaves them alone, and why not."""
+_STRATEGIES = ("auto", "ddp")
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _OURS = [Path(name).stem for name in (BEST, LAST)]
 _SECTIONS = ("model", "data", "trainer", "unfreezing", "feature_cache", "run")
-_ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
 
 
 def check_configs(args: Sequence[str]) -> None:
@@ -101,167 +103,32 @@ def _check_sections(path: Path, content: Mapping[Any, Any]) -> None:
             raise UserError(f"'{path}' has nothing below '{name}:': give it options, or leave it out.")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
-
-    Raises:
-        UserError: The file is none.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{path}' is damaged or no checkpoint. {_ADVICE}") from error
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
-        raise UserError(f"'{path}' is no checkpoint of a training. {_ADVICE}")
-    return content
-
-
-def check_fit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], anew: bool = False) -> None:
-    """Refuse a checkpoint of another network.
+def check_trainer(config: Namespace) -> None:
+    """Refuse options of the trainer that are not offered, and values with which it would fail late or do otherwise.
 
     Args:
-        path: The checkpoint, for the message.
-        saved: Its state dict.
-        wanted: The network's own.
-        anew: Whether a new training is to start from it, for which its backbone alone will do.
+        config: The options, classes made.
     """
-    wrong = [f"it lacks {name}" for name in wanted if name not in saved]
-    wrong += [f"its {name} has no place" for name in saved if name not in wanted]
-    for name in saved.keys() & wanted.keys():
-        if saved[name].shape != wanted[name].shape:
-            shapes = [" × ".join(map(str, tensor.shape)) for tensor in (saved[name], wanted[name])]
-            wrong.append(f"its {name} is {shapes[0]} instead of {shapes[1]}")
-    if wrong:
-        more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
-        advice = "Use the configuration of its run: the config.yaml beside its folder."
-        if anew:
-            advice = f"Take its backbone alone, instead of run.warm_start: --model.weights {path}."
-        raise UserError(f"'{path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. {advice}")
-
-
-def check_size(path: Path, saved: int | None, wanted: int) -> None:
-    """Refuse images of another size than in training, where each thing in them would look larger or smaller.
-
-    Args:
-        path: The checkpoint, for the message.
-        saved: Height and width, in pixels, that its network saw; None if it does not say.
-        wanted: Those of the images at hand.
-    """
-    if saved not in (None, wanted):
+    for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if config[option] is not None and config[option] < 1:
+            raise UserError(f"trainer.{option} is {config[option]}: it must be at least 1.")
+    interval = config.val_check_interval
+    if interval == 0 or not isinstance(interval, int | float | None):  # by the clock no run could be repeated
         raise UserError(
-            f"'{path}' was trained on images of {saved} pixels, and these have {wanted}: use the config.yaml of its "
-            "run, or give its data.source.init_args.image_size and data.input_size."
+            f"trainer.val_check_interval is {interval}: give a number of batches, or a part of an epoch, as 0.5."
         )
-
-
-def check_optimizer(path: Path, saved: str | None, wanted: str) -> None:
-    """Refuse to continue a training with another optimizer, which would not know the first one's state.
-
-    Args:
-        path: The checkpoint, for the message.
-        saved: Its optimizer's class; None if it does not say.
-        wanted: The class to continue with.
-    """
-    if saved is not None and saved != wanted:
-        raise UserError(
-            f"'{path}' was trained with {saved} and cannot go on with {wanted}: use the config.yaml of its run, or "
-            f"start anew from its weights: --run.warm_start {path}."
-        )
-
-
-def check_averages(path: Path, saved: bool, wanted: bool) -> None:
-    """Refuse to continue a training of averaged weights without averaging: optimizer and weights would not fit.
-
-    Args:
-        path: The checkpoint, for the message.
-        saved: Whether its weights are averages.
-        wanted: Whether there is a callback to go on averaging.
-    """
-    if saved and not wanted:
-        raise UserError(
-            f"'{path}' holds averaged weights, and no callback goes on averaging: use the config.yaml of its run, or "
-            f"start anew from its weights: --run.warm_start {path}."
-        )
-
-
-def check_data(path: Path, content: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to continue a training on other images, or within an epoch with other batches.
-
-    Args:
-        path: The checkpoint, for the message.
-        content: What it holds.
-        now: The data module's identity.
-    """
-    saved = {**now, **content.get("ImageDataModule", {}).get("identity", {})}
-    if any(saved[part] != now[part] for part in ("images", "files")):
-        raise UserError(
-            f"'{path}' was trained on other images, or on another split of them, so that what it saw may now validate: "
-            f"give the data, data.val_fraction and data.split_seed of its run, or start anew: --run.warm_start {path}."
-        )
-    loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-    within = any(loader.get("served") for loader in loaders)
-    epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if within and epoch["processed"] == epoch["started"]:
-        raise UserError(
-            f"'{path}' is of a training that trainer.max_time, trainer.max_steps or a callback ended within an epoch, "
-            "and the rest of that epoch would be left out. Start anew from its weights: "
-            f"--run.warm_start {path}; what can be continued is a training ended by SIGTERM or Ctrl-C."
-        )
-    for name, what, means in _BATCHES:
-        if within and saved[name] != now[name]:
-            raise UserError(
-                f"'{path}' was saved within an epoch, and the rest of its batches is not known with other ones: "
-                f"{what} was {json.dumps(saved[name])} and is {json.dumps(now[name])}. Finish the epoch with {means}."
-            )
-
-
-def check_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse to continue from weights alone.
-
-    Args:
-        path: The checkpoint, for the message.
-        content: What it holds.
-    """
-    if not {"optimizer_states", "loops", "callbacks"} <= content.keys():
-        raise UserError(
-            f"'{path}' holds weights only, and no training can go on from it: start anew with --run.warm_start {path}."
-        )
-
-
-def check_end(path: Path, content: Mapping[str, Any], max_epochs: int | None) -> None:
-    """Refuse to continue a training beyond its end.
-
-    Args:
-        path: The checkpoint, for the message.
-        content: What it holds.
-        max_epochs: How many epochs there are to be; None or -1 for no end.
-    """
-    done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if max_epochs in (None, -1) or max_epochs > done:
-        return
-    if max_epochs < done:
-        raise UserError(f"trainer.max_epochs is {max_epochs}, and '{path}' has trained {done} already: give more.")
-    rank_zero_only(print)(f"'{path}' has trained all of its {done} epochs: give trainer.max_epochs more to go on.")
-
-
-def check_time(path: Path, content: Mapping[str, Any], timers: Sequence[Timer]) -> None:
-    """Refuse to continue a training whose time is over, for nothing would be trained.
-
-    Args:
-        path: The checkpoint, for the message.
-        content: What it holds.
-        timers: Those of `trainer.max_time`.
-    """
-    spent = content["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0)
-    for timer in timers:
-        given = timer.time_remaining()
-        if given is not None and given <= spent:
-            limit, before = (timedelta(seconds=round(seconds)) for seconds in (given, spent))
-            raise UserError(
-                f"trainer.max_time is {limit}, and counts the {before} that '{path}' took before: give more than that."
-            )
+    if str(config.precision or 32) not in _PRECISIONS:
+        raise UserError(f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed.")
+    for option, (unset, why) in NOT_OFFERED.items():
+        if config[option.removeprefix("trainer.")] not in unset:
+            raise UserError(f"{option} is not offered: {why}")
+    strategy = config.strategy
+    if isinstance(strategy, str) and strategy not in _STRATEGIES:
+        raise UserError(f"trainer.strategy is '{strategy}': expected {' or '.join(_STRATEGIES)}.")
+    # A process that forks others would only wait for those that train, and know nothing of their run.
+    forks = getattr(strategy, "_start_method", "popen") != "popen"
+    if type(strategy) not in (str, SingleDeviceStrategy, DDPStrategy) or forks:  # others derive from DDP
+        raise UserError(f"trainer.strategy {type(strategy).__name__} is not supported so: use auto or ddp.")
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
@@ -289,21 +156,19 @@ def check_monitors(callbacks: Sequence[Callback], validates: bool, early: bool) 
     """
     of_libraries = all(type(callback).__module__.startswith(("lightning.", "src.")) for callback in callbacks)
     for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if monitor is None or not isinstance(callback, EarlyStopping | ModelCheckpoint):
+        if isinstance(callback, EarlyStopping) and callback.strict:
+            option, looks_late = "check", callback._check_on_train_epoch_end
+        elif isinstance(callback, ModelCheckpoint) and callback.monitor not in (None, "epoch", "step"):
+            option, looks_late = "save", callback._save_on_train_epoch_end
+        else:
             continue
-        if isinstance(callback, EarlyStopping) and not callback.strict:
-            continue
-        if isinstance(callback, ModelCheckpoint) and monitor in ("epoch", "step"):
-            continue
+        monitor = str(callback.monitor)
         said = f"{type(callback).__name__}'s monitor is '{monitor}'"
         if monitor not in METRICS and of_libraries:  # the user's own may log metrics that nobody knows here
             raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
         if monitor.startswith("val/") and not validates:
             raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")
-        looks_late = getattr(callback, "_check_on_train_epoch_end", getattr(callback, "_save_on_train_epoch_end", None))
         if monitor.startswith("train/") and early and not looks_late:
-            option = "check" if isinstance(callback, EarlyStopping) else "save"
             raise UserError(
                 f"{said}, known when an epoch ends, and it looks when a validation does: give val/loss, val/acc or "
                 f"val/f1, or the callback's {option}_on_train_epoch_end: true."
@@ -333,14 +198,15 @@ def check_processes(wanted: int) -> None:
     Args:
         wanted: How many there are to be.
     """
-    started, by = 0, ""
     if TorchElasticEnvironment.detect():
         started, by = int(os.environ["WORLD_SIZE"]), "torchrun"
-    elif SLURMEnvironment.detect():
-        started, by = int(os.environ.get("SLURM_STEP_NUM_TASKS", 0)), "srun"  # which sets it for what it has started
-        if not started and wanted > 1:
-            raise UserError(f"Slurm starts the {wanted} processes of a job by srun: put srun in front of python.")
-    if started not in (0, wanted):
+    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:  # which srun sets, for what it has started
+        started, by = int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun"
+    elif SLURMEnvironment.detect() and wanted > 1:
+        raise UserError(f"Slurm starts the {wanted} processes of a job by srun: put srun in front of python.")
+    else:
+        return
+    if started != wanted:
         raise UserError(
             f"{by} has started {started} process(es), and trainer.devices times trainer.num_nodes is {wanted}: add "
             "--config configs/with/ddp.yaml, and on a CPU, or for several machines, --trainer.devices and "
@@ -348,22 +214,16 @@ def check_processes(wanted: int) -> None:
         )
 
 
-def check_int8(device: torch.device, known: bool, checkpoint: Path | None) -> None:
+def check_int8(device: torch.device) -> None:
     """Refuse frozen layers in eight bits where they could not be computed, fast and right.
 
     Args:
         device: Where the network runs.
-        known: Whether it is known, or will be, what values flow between these layers.
-        checkpoint: The one that does not tell, for the message.
     """
     if device.type != "cpu":
         raise UserError(f"model.frozen_precision int8 is for CPUs, and this run is on {device.type}: use bf16.")
     if not int8.supported():
         raise UserError(int8.UNSUPPORTED)
-    if not known:
-        raise UserError(
-            f"'{checkpoint}' was not trained with frozen layers in eight bits: leave out model.frozen_precision int8."
-        )
 
 
 def check_compiler(device: torch.device) -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from src.errors import UserError
-
-
-def averages_weights(callbacks: Iterable[Callback]) -> bool:
-    """Tell whether one of the callbacks averages the weights, this module's or Lightning's."""
-    return any(isinstance(callback, WeightAveraging) for callback in callbacks)
 
 
 class PolynomialAveraging(WeightAveraging):

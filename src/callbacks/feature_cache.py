@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from src.batch import Batch
-from src.callbacks.schedule import trainable_layers
+from src.callbacks.schedule import stage_begin
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.features import FeatureStore, digest
@@ -71,7 +71,7 @@ class FrozenFeatureCache(Callback):
         self.stores: dict[str, FeatureStore] = {}
         self.stage: int | None = None
 
-    def setup(self, trainer: Trainer, pl_module: TransferClassifier, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.place = "memory"  # such a run has no directory
         if stage == "fit" and self.views is not None:
@@ -87,7 +87,8 @@ class FrozenFeatureCache(Callback):
     def _begin_epoch(self, trainer: Trainer, model: TransferClassifier) -> None:
         if self.views is None:
             return
-        stage = _stage_begin(trainer)
+        # Since then the frozen layers have not changed.
+        stage = stage_begin(StagedUnfreezing.of(trainer).stages, trainer.current_epoch)
         if stage != self.stage:
             self.stage = stage
             self._begin_stage(trainer, model)
@@ -155,7 +156,7 @@ class FrozenFeatureCache(Callback):
         if split in self.stores:
             self.stores[split].put(batch.indices, features)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "val" in self.stores:
             self.stores["val"].view = 0  # what has been put there is known from now on
 
@@ -175,17 +176,6 @@ class FrozenFeatureCache(Callback):
 
 def _part(trainer: Trainer) -> str:
     return f"process-{trainer.global_rank}"
-
-
-def _stage_begin(trainer: Trainer) -> int:
-    """Find the first epoch of the current stage: since then the frozen layers have not changed."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    stages = next(callback.stages for callback in callbacks if isinstance(callback, StagedUnfreezing))
-    epoch = trainer.current_epoch
-    layers = trainable_layers(stages, epoch)
-    while epoch > 0 and trainable_layers(stages, epoch - 1) == layers:
-        epoch -= 1
-    return epoch
 
 
 def _feature_type(trainer: Trainer, model: TransferClassifier) -> torch.dtype:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from src.batch import Batch
 from src.files import replacing
-from src.model.classifier import TransferClassifier
 
 if TYPE_CHECKING:  # matplotlib takes a while to import, and most commands fail or finish without a picture
     from matplotlib.figure import Figure
@@ -27,7 +26,7 @@ _NAMES = 100  # names that fit beside it
 class FirstBatch(Callback):
     """Show the first training batch as the network sees it, augmented."""
 
-    def setup(self, trainer: Trainer, pl_module: TransferClassifier, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.directory = Path(trainer.log_dir or ".")
 
     @rank_zero_only

@@ -67,29 +67,23 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._add(outputs, batch)
+        self.parts.append([batch.indices, batch.labels, *outputs.values()])
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: Batch, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        self._add(outputs, batch)
-
-    def _add(self, probabilities: dict[str, Tensor], batch: Batch) -> None:
-        self.parts.append([batch.indices, batch.labels, *probabilities.values()])
+    on_predict_batch_end = on_test_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        predictions, *averaged = self._gather(trainer)
+        found = self._gather(trainer)
         if not trainer.is_global_zero:
             return
+        plain, shown = found[0], found[-1]  # averaged ones, if there are any
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        report = test_report(predictions, data.classes)
+        report = test_report(plain, data.classes)
         if trainer.ckpt_path:
             report = {"checkpoint": Path(trainer.ckpt_path).name} | report
-        for predictions in averaged:
-            again = test_report(predictions, data.classes)
-            report["test_time_augmentation"] = {name: again[name] for name in _WHOLE}
-        self._write(predictions, data.datasets["test"], data.classes, PREDICTIONS_CSV)
+        if shown is not plain:
+            averaged = test_report(shown, data.classes)
+            report["test_time_augmentation"] = {name: averaged[name] for name in _WHOLE}
+        self._write(shown, data.datasets["test"], data.classes, PREDICTIONS_CSV)
         with replacing(self.directory / REPORT) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         show(
@@ -97,7 +91,7 @@ class PredictionWriter(Callback):
             self.directory / CONFUSION_PNG,
         )  # fmt: skip
         title = "test images and predictions (red: wrong)"
-        figure = _examples(predictions, data.datasets["test"], data.classes, title)
+        figure = _examples(shown, data.datasets["test"], data.classes, title)
         show(trainer, "predictions", figure, self.directory / PREDICTIONS_PNG)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

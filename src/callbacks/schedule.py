@@ -61,6 +61,14 @@ def trainable_layers(stages: Mapping[int, int], epoch: int) -> int:
     return stages[max(first for first in stages if first <= epoch)]
 
 
+def stage_begin(stages: Mapping[int, int], epoch: int) -> int:
+    """Find the first epoch since which as many layers train as in this one."""
+    layers = trainable_layers(stages, epoch)
+    while epoch > 0 and trainable_layers(stages, epoch - 1) == layers:
+        epoch -= 1
+    return epoch
+
+
 def spell(stages: Mapping[int, int], number: int, epoch: int, max_epochs: int) -> tuple[int, int] | None:
     """Find the unbroken run of epochs, around `epoch`, in which a layer trains.
 
@@ -79,7 +87,7 @@ def spell(stages: Mapping[int, int], number: int, epoch: int, max_epochs: int) -
 
     if not trains(epoch):
         return None
-    begin = max((e for e in stages if e <= epoch and trains(e) and (e == 0 or not trains(e - 1))), default=0)
+    begin = max(e for e in stages if e <= epoch and trains(e) and (e == 0 or not trains(e - 1)))
     end = min([max_epochs, *(e for e in stages if e > epoch and not trains(e))])
     return begin, max(end, epoch + 1)
 

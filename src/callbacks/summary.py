@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from src.callbacks.schedule import HEAD_NUMBER, trainable_layers
 from src.callbacks.unfreezing import StagedUnfreezing
@@ -23,18 +24,12 @@ class Summary(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        unfreezing = next(callback for callback in callbacks if isinstance(callback, StagedUnfreezing))
+        unfreezing = StagedUnfreezing.of(trainer)
         layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
         print(image_line(trainer.datamodule), end="\n\n")  # type: ignore[attr-defined]
         print(layer_table(pl_module, layers), end="\n\n")
-        steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
-        rates = replace(unfreezing.rates(trainer.optimizers[0]), warmup_epochs=0.0)
-
-        def rate(number: int, epoch: int) -> float:
-            return rates.at(unfreezing.stages, number, epoch, 0, steps, max_epochs)
-
-        print(stage_table(pl_module, unfreezing.stages, rate, max_epochs), flush=True)
+        rate = partial(unfreezing.rate, trainer, warmup=False)
+        print(stage_table(pl_module, unfreezing.stages, rate, trainer.max_epochs or 1), flush=True)
 
 
 def image_line(data: ImageDataModule) -> str:
@@ -67,7 +62,9 @@ def layer_table(model: TransferClassifier, layers: int) -> str:
     return table(("layer", "output", "parameters", "trains"), rows)
 
 
-def stage_table(model: TransferClassifier, stages, rate, max_epochs: int) -> str:  # type: ignore[no-untyped-def]
+def stage_table(
+    model: TransferClassifier, stages: Mapping[int, int], rate: Callable[[int, int], float], max_epochs: int
+) -> str:
     """List the stages: epochs, what trains, how many parameters, and the rates after warm-up.
 
     Args:
@@ -106,7 +103,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([drawn[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *drawn[1:]])
 
 
-def _count(module) -> int:  # type: ignore[no-untyped-def]
+def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 

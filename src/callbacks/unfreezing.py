@@ -6,10 +6,10 @@ import gc
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from src.callbacks.averaging import averages_weights
 from src.callbacks.schedule import HEAD_NUMBER, Decay, Rates, parse_stages, trainable_layers
 from src.errors import UserError
 from src.model.classifier import HEAD, TransferClassifier
@@ -51,20 +51,18 @@ class StagedUnfreezing(Callback):
         self.verified = False  # whether the first step of the current stage reached all that should train
         _check(self.stage_rates, block_factor, warmup_epochs)
 
-    def rates(self, optimizer: torch.optim.Optimizer) -> Rates:
-        """Give the rates that follow from the configuration and the optimizer's own rate."""
-        return Rates(optimizer.defaults["lr"], self.stage_rates, self.block_factor, self.decay, self.warmup_epochs)
+    @classmethod
+    def of(cls, trainer: Trainer) -> StagedUnfreezing:
+        """Find the one among a trainer's callbacks."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, cls))
 
-    def rate(self, trainer: Trainer, layer: str, step: int = 0) -> float:
-        """Give the rate of a layer at a step of the current epoch."""
-        return self.rates(trainer.optimizers[0]).at(
-            self.stages,
-            NUMBERS[layer],
-            trainer.current_epoch,
-            step,
-            int(trainer.num_training_batches),
-            trainer.max_epochs or 1,
-        )
+    def rate(self, trainer: Trainer, number: int, epoch: int, step: int = 0, warmup: bool = True) -> float:
+        """Give the rate of a layer, by its number, at a step of an epoch, with warm-up or as if there were none."""
+        base = trainer.optimizers[0].defaults["lr"]
+        rates = Rates(base, self.stage_rates, self.block_factor, self.decay, self.warmup_epochs if warmup else 0.0)
+        steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
+        return rates.at(self.stages, number, epoch, step, steps, max_epochs)
 
     def check_end(self, max_epochs: int | None) -> None:
         """Refuse rates that fall towards an end which a training without a number of epochs does not have."""
@@ -73,7 +71,7 @@ class StagedUnfreezing(Callback):
 
     def check_averaging(self, callbacks: list[Callback]) -> None:
         """Refuse two averages at once, and to freeze layers again whose averaged weights would go on changing."""
-        averaging = [type(callback).__name__ for callback in callbacks if averages_weights([callback])]
+        averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
         if len(averaging) > 1:
             raise UserError(
                 f"{' and '.join(averaging)} would both average the weights: give one of them with --trainer.callbacks, "
@@ -125,7 +123,7 @@ class StagedUnfreezing(Callback):
                     group["lr"] = 0.0
                     continue
                 if layer not in rates:
-                    rates[layer] = self.rate(trainer, layer, batch_idx)
+                    rates[layer] = self.rate(trainer, NUMBERS[layer], trainer.current_epoch, batch_idx)
                 group["lr"] = rates[layer]
 
     def on_before_optimizer_step(
@@ -140,10 +138,11 @@ class StagedUnfreezing(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
-        names = {group["layer"] for group in trainer.optimizers[0].param_groups}
+        names = sorted({group["layer"] for group in trainer.optimizers[0].param_groups})
         middle = int(trainer.num_training_batches) // 2  # the first step's would be a warm-up's beginning
+        rates = {name: self.rate(trainer, NUMBERS[name], trainer.current_epoch, middle) for name in names}
         pl_module.log("trainable_parameters", float(trained))
-        pl_module.log_dict({f"lr/{name}": self.rate(trainer, name, middle) for name in sorted(names)})
+        pl_module.log_dict({f"lr/{name}": rate for name, rate in rates.items()})
 
 
 def _wrap_again(trainer: Trainer) -> None:

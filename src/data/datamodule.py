@@ -55,12 +55,11 @@ class ArrayDataset(Dataset):
     @property
     def lie_by_class(self) -> bool:
         """Whether images come class by class, as those of folders do."""
-        labels = self.labels[self.chosen.to(self.labels.device)]
-        return bool((labels.diff() >= 0).all())
+        return bool((self.labels[self.rows].diff() >= 0).all())
 
     def identity(self) -> tuple[Tensor, Tensor]:
         """Give what differs where images were added, left out or split otherwise: their numbers and their labels."""
-        return self.chosen, self.labels[self.chosen.to(self.labels.device)]
+        return self.chosen, self.labels[self.rows]
 
     def file_names(self) -> Tensor:
         """Give the images' names in one array of bytes; none where the source has no files."""

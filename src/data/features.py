@@ -55,32 +55,12 @@ class FeatureStore:
         self.rows = torch.full((images,), -1)
         self.rows[own] = torch.arange(len(own))
         self.rows_there = self.rows.to(_CPU if folder else device)
-        self.values: list[Tensor] = []
-        self.filled: list[Tensor] = []
-        made: list[Path] = []
-        for view in range(views):
-            if folder is None:
-                self.values.append(torch.empty(len(own), *shape, dtype=dtype, device=device))
-                self.filled.append(torch.zeros(len(own), dtype=torch.bool, device=device))
-                continue
-            path, size = folder / f"view-{view}", len(own) * math.prod(shape)
-            whole = {
-                **(origin or {}),
-                "version": VERSION,
-                "rows": digest([own]),
-                "shape": list(shape),
-                "dtype": str(dtype),
-            }
-            try:
-                if _prepare(path, whole, {VALUES: size * dtype.itemsize, FILLED: len(own)}):
-                    made.append(path)
-            except UserError:
-                for path in made:
-                    shutil.rmtree(path, ignore_errors=True)
-                raise
-            values = torch.from_file(str(path / VALUES), shared=True, size=size, dtype=dtype)
-            self.values.append(values.view(len(own), *shape))
-            self.filled.append(torch.from_file(str(path / FILLED), shared=True, size=len(own), dtype=torch.bool))
+        if folder is None:
+            self.values = [torch.empty(len(own), *shape, dtype=dtype, device=device) for _ in range(views)]
+            self.filled = [torch.zeros(len(own), dtype=torch.bool, device=device) for _ in range(views)]
+        else:
+            told = {"version": VERSION, "rows": digest([own]), "shape": list(shape), "dtype": str(dtype)}
+            self.values, self.filled = _map_files(folder, views, (len(own), *shape), dtype, (origin or {}) | told)
         self.view = 0
 
     @property
@@ -132,6 +112,32 @@ def digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _map_files(
+    folder: Path, views: int, shape: Sequence[int], dtype: torch.dtype, origin: dict[str, Any]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Map each view's files into memory: its features, of the shape (N, C, h, w), and which of the N are there.
+
+    Raises:
+        UserError: There is no room or no permission; what was made until then is removed.
+    """
+    size = math.prod(shape)
+    values: list[Tensor] = []
+    filled: list[Tensor] = []
+    made: list[Path] = []
+    for view in range(views):
+        path = folder / f"view-{view}"
+        try:
+            if _prepare(path, origin, {VALUES: size * dtype.itemsize, FILLED: shape[0]}):
+                made.append(path)
+        except UserError:
+            for path in made:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+        values.append(torch.from_file(str(path / VALUES), shared=True, size=size, dtype=dtype).view(*shape))
+        filled.append(torch.from_file(str(path / FILLED), shared=True, size=shape[0], dtype=torch.bool))
+    return values, filled
 
 
 def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> bool:

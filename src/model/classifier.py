@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -125,7 +126,7 @@ class TransferClassifier(LightningModule):
             self.ranges = None
         self.depth, self._int8 = depth, None
         if self.compiled:
-            torch._dynamo.reset()  # a graph compiled before could go on without the thawed layers' gradients
+            torch.compiler.reset()  # a graph compiled before could go on without the thawed layers' gradients
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(True)
         for parameter in self.backbone.prefix_parameters(self.depth):
@@ -263,9 +264,8 @@ class TransferClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A run stopped within an epoch must report that epoch's training metrics over all batches of all processes.
-        metrics = self.train_metrics
-        with metrics.sync_context():
-            checkpoint["train_metrics"] = {name: getattr(metrics, name).clone() for name in metrics._defaults}
+        with self.train_metrics.sync_context():
+            checkpoint["train_metrics"] = deepcopy(self.train_metrics.metric_state)
         checkpoint["frozen"] = {"depth": self.depth, "ranges": self.ranges and tuple(self.ranges)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -131,12 +131,13 @@ class VGGBackbone(nn.Sequential):
         """
         if first == 0:
             x = x.contiguous(memory_format=torch.channels_last)
-        for layer, following in pairwise((*self.layers(first, last), None)):
+        layers = self.layers(first, last)
+        for layer, following in zip(layers, [*layers[1:], None], strict=False):
             if isinstance(layer, nn.MaxPool2d):
                 x = F.relu(layer(x), inplace=True)
             elif isinstance(layer, ConvReLU) and isinstance(following, nn.MaxPool2d):
                 x = layer.convolve(x)  # rectified after pooling: the same numbers, and a quarter of the pixels
-            elif layer is not None:
+            else:
                 x = layer(x)
         return x
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from src.callbacks.schedule import HEAD_NUMBER, Rates, parse_stages, spell, trainable_layers
+from src.callbacks.schedule import HEAD_NUMBER, Rates, parse_stages, spell, stage_begin, trainable_layers
 from src.errors import UserError
 
 BLOCK1, BLOCK2, BLOCK3, BLOCK4, BLOCK5, HEAD = 0, 3, 6, 10, 14, 18  # the lowest layer's number
@@ -69,6 +69,11 @@ def test_nonsense_stages_are_named(written: dict[int, int | str], named: str) ->
 )
 def test_trainable_layers_of_every_epoch(stages: dict[int, int], by_epoch: list[int]) -> None:
     assert [trainable_layers(stages, epoch) for epoch in range(len(by_epoch))] == by_epoch
+
+
+def test_a_stage_begins_where_another_number_of_layers_does() -> None:
+    stages = {0: 0, 2: 0, 3: 4, 5: 0}
+    assert [stage_begin(stages, epoch) for epoch in range(7)] == [0, 0, 0, 3, 3, 5, 5]
 
 
 STAGED = {0: 0, 2: 4, 6: 18}

@@ -17,7 +17,7 @@ from src.data.augment import Augmentation
 from src.data.datamodule import ArrayDataset, ImageDataModule
 from src.data.sources import Images, Source
 from src.errors import UserError
-from src.preflight import check_data
+from src.saved_training import SavedTraining
 
 N, N_TEST, SIDE = 40, 9, 8  # 28 images to train on, 12 to validate
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -448,7 +448,7 @@ def test_identity_changes_where_one_file_takes_the_place_of_another() -> None:
     after = set_up(source).identity(1, False)
     assert {name for name in before if before[name] != after[name]} == {"files"}
     with pytest.raises(UserError, match="was trained on other images"):
-        check_data(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}, after)
+        SavedTraining(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}).check_data(after)
 
 
 def test_identity_knows_whether_processes_keep_their_images() -> None:

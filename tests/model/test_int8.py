@@ -22,6 +22,7 @@ from src.model.classifier import TransferClassifier
 from src.model.int8 import LEVELS, Int8Layers, Ranges, measure
 from src.model.vgg import ConvReLU
 from src.preflight import check_int8
+from src.saved_training import SavedTraining
 
 
 def noise(*shape: int) -> Tensor:
@@ -141,14 +142,14 @@ def test_samples_are_of_all_classes() -> None:
 
 def test_where_it_cannot_be_computed_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="is for CPUs"):
-        check_int8(torch.device("cuda"), True, None)
+        check_int8(torch.device("cuda"))
     monkeypatch.setattr(int8, "supported", lambda: True)
-    check_int8(torch.device("cpu"), True, None)
+    check_int8(torch.device("cpu"))
     with pytest.raises(UserError, match=r"'x.ckpt' was not trained"):
-        check_int8(torch.device("cpu"), False, Path("x.ckpt"))
+        SavedTraining(Path("x.ckpt"), {}).check_ranges()
     monkeypatch.setattr(int8, "supported", lambda: False)
     with pytest.raises(UserError, match="VNNI"):
-        check_int8(torch.device("cpu"), True, None)
+        check_int8(torch.device("cpu"))
 
 
 def test_the_command_line_refuses_it_before_there_is_a_run(

@@ -1,0 +1,205 @@
+"""The checkpoint that a command starts from, and whether what is asked of it fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from src.errors import UserError
+
+_ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
+_BATCHES = (
+    ("batch_size", "data.batch_size", "the same"),
+    ("processes", "the number of processes", "as many devices"),
+    ("seed", "seed_everything", "the same"),
+    ("stay", "a cache of features in each process", "the same feature_cache.views"),
+)
+"""What batches depend on, in the data module's identity and for the user, and how to keep it."""
+
+
+@dataclass(frozen=True, eq=False)
+class SavedTraining:
+    """Hold what a checkpoint says of its training; every check raises a UserError that says what to do."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> SavedTraining:
+        """Read a checkpoint onto the CPU.
+
+        Raises:
+            UserError: The file is none.
+        """
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except PermissionError as error:
+            raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
+        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise UserError(f"'{path}' is damaged or no checkpoint. {_ADVICE}") from error
+        if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+            raise UserError(f"'{path}' is no checkpoint of a training. {_ADVICE}")
+        return cls(path, content)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What its data module left; nothing if it had none."""
+        return self.content.get("ImageDataModule", {})
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that it tells apart.
+
+        Raises:
+            UserError: It does not say.
+        """
+        if "classes" not in self.data:
+            raise UserError(f"'{self.path}' does not say what its classes and its input are.")
+        return self.data["classes"]
+
+    def check_network(self, wanted: Mapping[str, Tensor], anew: bool = False) -> None:
+        """Refuse a checkpoint of another network.
+
+        Args:
+            wanted: The network's own state dict.
+            anew: Whether a new training is to start from it, for which its backbone alone will do.
+        """
+        saved = self.content["state_dict"]
+        wrong = [f"it lacks {name}" for name in wanted if name not in saved]
+        wrong += [f"its {name} has no place" for name in saved if name not in wanted]
+        for name in saved.keys() & wanted.keys():
+            if saved[name].shape != wanted[name].shape:
+                shapes = [" × ".join(map(str, tensor.shape)) for tensor in (saved[name], wanted[name])]
+                wrong.append(f"its {name} is {shapes[0]} instead of {shapes[1]}")
+        if wrong:
+            more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
+            advice = "Use the configuration of its run: the config.yaml beside its folder."
+            if anew:
+                advice = f"Take its backbone alone, instead of run.warm_start: --model.weights {self.path}."
+            raise UserError(f"'{self.path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. {advice}")
+
+    def check_size(self, wanted: int) -> None:
+        """Refuse images of another size than in training, where each thing in them would look larger or smaller.
+
+        Args:
+            wanted: Height and width of the images at hand, in pixels.
+        """
+        saved = self.content.get("hyper_parameters", {}).get("image_size")
+        if saved not in (None, wanted):
+            raise UserError(
+                f"'{self.path}' was trained on images of {saved} pixels, and these have {wanted}: use the config.yaml "
+                "of its run, or give its data.source.init_args.image_size and data.input_size."
+            )
+
+    def check_ranges(self) -> None:
+        """Refuse to compute frozen layers in eight bits if it does not tell what values flow between them."""
+        frozen = self.content.get("frozen", {})
+        if frozen.get("depth") != 0 and not frozen.get("ranges"):
+            raise UserError(
+                f"'{self.path}' was not trained with frozen layers in eight bits: leave out "
+                "model.frozen_precision int8."
+            )
+
+    def check_optimizer(self, wanted: str) -> None:
+        """Refuse to continue with another optimizer, which would not know the first one's state.
+
+        Args:
+            wanted: The class to continue with.
+        """
+        saved = self.content.get("optimizer")
+        if saved is not None and saved != wanted:
+            raise UserError(
+                f"'{self.path}' was trained with {saved} and cannot go on with {wanted}: use the config.yaml of its "
+                f"run, or start anew from its weights: --run.warm_start {self.path}."
+            )
+
+    def check_averages(self, goes_on: bool) -> None:
+        """Refuse to continue averaged weights without averaging: optimizer and weights would not fit.
+
+        Args:
+            goes_on: Whether there is a callback to go on averaging.
+        """
+        if "averaging_state" in self.content and not goes_on:
+            raise UserError(
+                f"'{self.path}' holds averaged weights, and no callback goes on averaging: use the config.yaml of its "
+                f"run, or start anew from its weights: --run.warm_start {self.path}."
+            )
+
+    def check_whole(self) -> None:
+        """Refuse to continue from weights alone."""
+        if not {"optimizer_states", "loops", "callbacks"} <= self.content.keys():
+            raise UserError(
+                f"'{self.path}' holds weights only, and no training can go on from it: start anew with "
+                f"--run.warm_start {self.path}."
+            )
+
+    def check_data(self, now: Mapping[str, Any]) -> None:
+        """Refuse to continue on other images, or within an epoch with other batches.
+
+        Args:
+            now: The data module's identity.
+        """
+        saved = {**now, **self.data.get("identity", {})}
+        if any(saved[part] != now[part] for part in ("images", "files")):
+            raise UserError(
+                f"'{self.path}' was trained on other images, or on another split of them, so that what it saw may now "
+                "validate: give the data, data.val_fraction and data.split_seed of its run, or start anew: "
+                f"--run.warm_start {self.path}."
+            )
+        loop = self.content["loops"]["fit_loop"]
+        within = any(loader.get("served") for loader in loop["state_dict"].get("combined_loader", []))
+        epoch = loop["epoch_progress"]["current"]
+        if within and epoch["processed"] == epoch["started"]:
+            raise UserError(
+                f"'{self.path}' is of a training that trainer.max_time, trainer.max_steps or a callback ended within "
+                "an epoch, and the rest of that epoch would be left out. Start anew from its weights: "
+                f"--run.warm_start {self.path}; what can be continued is a training ended by SIGTERM or Ctrl-C."
+            )
+        for name, what, means in _BATCHES:
+            if within and saved[name] != now[name]:
+                raise UserError(
+                    f"'{self.path}' was saved within an epoch, and the rest of its batches is not known with other "
+                    f"ones: {what} was {json.dumps(saved[name])} and is {json.dumps(now[name])}. Finish the epoch with "
+                    f"{means}."
+                )
+
+    def check_end(self, max_epochs: int | None) -> None:
+        """Refuse to continue beyond the end.
+
+        Args:
+            max_epochs: How many epochs there are to be; None or -1 for no end.
+        """
+        done = self.content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if max_epochs in (None, -1) or max_epochs > done:
+            return
+        if max_epochs < done:
+            said = f"trainer.max_epochs is {max_epochs}, and '{self.path}' has trained {done} already"
+            raise UserError(f"{said}: give more.")
+        said = f"'{self.path}' has trained all of its {done} epochs"
+        rank_zero_only(print)(f"{said}: give trainer.max_epochs more to go on.")
+
+    def check_time(self, timers: Sequence[Timer]) -> None:
+        """Refuse to continue when the time is over, for nothing would be trained.
+
+        Args:
+            timers: Those of `trainer.max_time`.
+        """
+        spent = self.content["callbacks"].get("Timer", {}).get("time_elapsed", {}).get("train", 0.0)
+        for timer in timers:
+            given = timer.time_remaining()
+            if given is not None and given <= spent:
+                limit, before = (timedelta(seconds=round(seconds)) for seconds in (given, spent))
+                raise UserError(
+                    f"trainer.max_time is {limit}, and counts the {before} that '{self.path}' took before: give more "
+                    "than that."
+                )
