@@ -55,7 +55,7 @@ from src.preflight import (
     make_folder,
 )
 from src.process import prepare_process, replace_unknown_letters
-from src.run_directory import CONFIG, RunLogger, RunOptions, changes, find_checkpoint, run_name, run_of
+from src.run_directory import CONFIG, RunLogger, RunOptions, changes, find_checkpoint, last_if_any, run_name, run_of
 from src.saved_training import SavedTraining
 from src.unprofiled import Unprofiled
 
@@ -72,7 +72,10 @@ _UNWANTED_ADVICE = (
     "LeafSpec",  # how Lightning asks torch for one is for them to mend
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
 )
-_CKPT_PATH = "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name."
+_CKPT_PATH = (
+    "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name; in fit also "
+    "`last_if_any`, which begins a new run where there is none."
+)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 _SHOWN = (".png", ".csv", ".json", ".yaml")
@@ -154,7 +157,11 @@ class ThawCLI(LightningCLI):
         self.options.root = str(user_path(self.options.root))  # as Lightning's logger does
         self.name = run_name(self.options, [Path(str(path)) for path in config.config or [] if path is not None])
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
-        self.checkpoint = find_checkpoint(str(wanted), Path(self.options.root), self.name) if wanted else None
+        place = Path(self.options.root), self.name
+        if wanted == "last_if_any" and self.subcommand == "fit":
+            self.checkpoint = last_if_any(*place)
+        else:
+            self.checkpoint = find_checkpoint(str(wanted), *place) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
         self.saved = None if self.checkpoint is None else SavedTraining.read(self.checkpoint)
         if self.saved is None:
@@ -163,8 +170,7 @@ class ThawCLI(LightningCLI):
             config.data.source.init_args.classes = self.saved.classes
         if self.options.warm_start is not None and self.subcommand == "fit" and self.checkpoint is None:
             # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
-            places = Path(self.options.root), self.name, "--run.warm_start"
-            warm_start = str(find_checkpoint(self.options.warm_start, *places))
+            warm_start = str(find_checkpoint(self.options.warm_start, *place, "--run.warm_start"))
             self.options.warm_start = config.run.warm_start = warm_start
 
     def instantiate_classes(self) -> None:
@@ -359,7 +365,7 @@ class ThawCLI(LightningCLI):
             if not best.best_model_path:
                 print("no epoch was validated, so that there is no best checkpoint, and no test")
             elif self.options.test_after_fit and "test" not in self.datamodule.datasets:
-                print("there are no test images, and so no test")
+                print("there are no test images, and so no test: the command validate reports on those that validated")
             self.trainer.logger.log_final(metrics)
             self._report(metrics)
 

@@ -173,6 +173,13 @@ def find_checkpoint(wanted: str, root: Path, name: str, option: str = "--ckpt_pa
     return path
 
 
+def last_if_any(root: Path, name: str) -> Path | None:
+    """Find the last checkpoint of the newest run; None if there is no run, or if it was killed before its first."""
+    run = newest_run(root, name)
+    path = run and run / FOLDER / LAST
+    return path if path and path.is_file() else None
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """Find the run directory that a checkpoint lies in, None if it lies elsewhere."""
     folder = checkpoint.absolute().parent

@@ -318,8 +318,15 @@ def test_test_after_fit_and_test_agree(run: Run) -> None:
 
 def test_validate_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
     printed, files = evaluate(borrowed, "validate")
-    assert files == set()
+    assert files == {"val_predictions.csv", "val_predictions.png", "val_report.json", "val_confusion_matrix.png"}
     assert f"val/acc {borrowed.history[0]['val/acc']:.4f}" in printed
+    report = json.loads((borrowed.directory / "val_report.json").read_text())
+    assert report["accuracy"] == pytest.approx(borrowed.history[0]["val/acc"], abs=1e-4)
+    assert report["checkpoint"] == "best.ckpt"
+    with (borrowed.directory / "val_predictions.csv").open(newline="") as file:
+        right = [row["true"] == row["predicted"] for row in csv.DictReader(file)]
+    assert len(right) == 15
+    assert sum(right) / 15 == pytest.approx(report["accuracy"])
 
 
 def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
@@ -520,6 +527,17 @@ def test_resuming_continues_in_the_same_directory(run: Run, borrowed: Run) -> No
     assert borrowed.config["ckpt_path"] is None
     steps = [point.step for point in EventAccumulator(str(borrowed.directory)).Reload().Scalars("val/acc")]
     assert steps == [0, 1, 2]
+
+
+def test_a_job_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--ckpt_path", "last_if_any")
+    run = Run(tmp_path / "head" / "version_0", "")
+    for epochs in (1, 2):
+        execute("fit", *words, "--trainer.max_epochs", str(epochs))
+        assert [row["epoch"] for row in run.history] == list(range(epochs))
+    (run.directory / "checkpoints" / "last.ckpt").unlink()  # as if it had been killed before its first
+    execute("fit", *words, "--trainer.max_epochs", "1")
+    assert {path.name for path in run.directory.parent.iterdir()} == {"version_0", "version_1"}
 
 
 def test_what_a_continued_run_has_otherwise_is_said(borrowed: Run) -> None:

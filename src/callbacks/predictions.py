@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.functional import classification
 
@@ -21,12 +22,12 @@ from src.files import printable, replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PREDICTIONS_CSV = "predictions.csv"
-PREDICTIONS_PNG = "predictions.png"
-UNLABELLED_CSV = "unlabelled.csv"
-UNLABELLED_PNG = "unlabelled.png"
+PREDICTIONS = "predictions"
+CONFUSION = "confusion_matrix"
+UNLABELLED = "unlabelled"
 REPORT = "test_report.json"
-CONFUSION_PNG = "confusion_matrix.png"
+VAL_REPORT = "val_report.json"
+VAL = "val_"  # begins the names of what is of the validation images
 
 _PRINTED = 10  # answers that the terminal shows
 _WHOLE = ("accuracy", "macro_f1", "loss", "calibration_error")
@@ -50,9 +51,9 @@ class Predictions(NamedTuple):
 
 
 class PredictionWriter(Callback):
-    """Collect the probabilities of test and predict from all processes, and write them to the run directory.
+    """Collect the probabilities of test, predict and validate from all processes, and write them to the run directory.
 
-    Test also gives a report, the confusion matrix, and the metrics in TensorBoard.
+    Test and validate also give a report and the confusion matrix; a training's own validations give nothing.
     """
 
     def __init__(self) -> None:
@@ -71,28 +72,42 @@ class PredictionWriter(Callback):
 
     on_predict_batch_end = on_test_batch_end
 
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if trainer.state.fn == TrainerFn.VALIDATING:  # not in a training, after each epoch
+            self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, "test", REPORT)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(trainer, "val", VAL_REPORT, VAL)
+
+    def _report(self, trainer: Trainer, split: str, name: str, prefix: str = "") -> None:
         found = self._gather(trainer)
         if not trainer.is_global_zero:
             return
         plain, shown = found[0], found[-1]  # averaged ones, if there are any
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        dataset = data.datasets[split]
         report = test_report(plain, data.classes)
         if trainer.ckpt_path:
             report = {"checkpoint": Path(trainer.ckpt_path).name} | report
         if shown is not plain:
             averaged = test_report(shown, data.classes)
-            report["test_time_augmentation"] = {name: averaged[name] for name in _WHOLE}
-        self._write(shown, data.datasets["test"], data.classes, PREDICTIONS_CSV)
-        with replacing(self.directory / REPORT) as temporary:
+            report["test_time_augmentation"] = {key: averaged[key] for key in _WHOLE}
+        self._write(shown, dataset, data.classes, f"{prefix}{PREDICTIONS}.csv")
+        with replacing(self.directory / name) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        show(
-            trainer, "confusion_matrix", confusion_figure(report["confusion_matrix"], data.classes),
-            self.directory / CONFUSION_PNG,
-        )  # fmt: skip
-        title = "test images and predictions (red: wrong)"
-        figure = _examples(shown, data.datasets["test"], data.classes, title)
-        show(trainer, "predictions", figure, self.directory / PREDICTIONS_PNG)
+        title = f"{split} images and predictions (red: wrong)"
+        for kind, figure in (
+            (CONFUSION, confusion_figure(report["confusion_matrix"], data.classes)),
+            (PREDICTIONS, _examples(shown, dataset, data.classes, title)),
+        ):
+            show(trainer, f"{prefix}{kind}", figure, self.directory / f"{prefix}{kind}.png")
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         (predictions,) = self._gather(trainer)
@@ -101,10 +116,12 @@ class PredictionWriter(Callback):
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         dataset = data.datasets[data.predicted]
         if predictions.have_truth:
-            self._write(predictions, dataset, data.classes, PREDICTIONS_CSV)
+            self._write(predictions, dataset, data.classes, f"{PREDICTIONS}.csv")
         else:  # files of their own: the run keeps what it said of its test images
-            self._write(predictions, dataset, data.classes, UNLABELLED_CSV)
-            write_png(_examples(predictions, dataset, data.classes, "predictions"), self.directory / UNLABELLED_PNG)
+            self._write(predictions, dataset, data.classes, f"{UNLABELLED}.csv")
+            write_png(
+                _examples(predictions, dataset, data.classes, "predictions"), self.directory / f"{UNLABELLED}.png"
+            )
             guesses = _guesses(predictions.probabilities[:_PRINTED], data.classes)
             for index, guess in zip(predictions.indices.tolist(), guesses, strict=False):
                 print(printable(dataset.name_of(index)), guess, sep="  ")
@@ -173,7 +190,7 @@ def _guesses(probabilities: Tensor, classes: tuple[str, ...]) -> list[str]:
 def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], title: str) -> Figure:
     chosen = torch.linspace(0, len(predictions.labels) - 1, min(24, len(predictions.labels))).long()
     indices, labels, probabilities = (column[chosen] for column in predictions)
-    pixels = dataset[indices.numpy()].inputs.permute(0, 2, 3, 1).cpu().numpy()
+    pixels = dataset.pixels[indices.to(dataset.pixels.device)].permute(0, 2, 3, 1).cpu().numpy()
     titles = _guesses(probabilities, classes)
     if not predictions.have_truth:
         return grid_figure(pixels, titles, title)

@@ -216,8 +216,9 @@ class TransferClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)
 
-    def validation_step(self, batch: Batch) -> None:
-        self._evaluate(batch, self.val_metrics, "val")
+    def validation_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Give the probabilities, (N, classes)."""
+        return {"plain": self._evaluate(batch, self.val_metrics, "val")}
 
     def on_validation_epoch_end(self) -> None:
         self._count_guesses(self.val_metrics)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from src.batch import Batch
 from src.callbacks import predictions
-from src.callbacks.predictions import CONFUSION_PNG, PREDICTIONS_CSV, PREDICTIONS_PNG, REPORT, PredictionWriter
+from src.callbacks.predictions import REPORT, PredictionWriter
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Images, Source
 
@@ -133,6 +133,9 @@ class Guesser(LightningModule):
     def predict_step(self, batch: Batch) -> dict[str, Tensor]:
         return {"plain": self._guess(batch)}
 
+    def validation_step(self, batch: Batch) -> dict[str, Tensor]:
+        return {"plain": self._guess(batch)}
+
     def test_step(self, batch: Batch) -> dict[str, Tensor]:
         right = torch.nn.functional.one_hot(batch.labels, 3).float()
         return {"plain": self._guess(batch)} | ({"averaged": right} if self.averages else {})
@@ -157,7 +160,7 @@ def make_trainer(folder: Path) -> Trainer:
 
 
 def written(folder: Path) -> list[dict[str, str]]:
-    with (folder / PREDICTIONS_CSV).open(newline="") as file:
+    with (folder / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -166,7 +169,7 @@ def test_a_file_name_that_is_no_text_stands_as_it_is(tmp_path: Path) -> None:
     data.setup("test")
     data.datasets["test"].names = [os.fsdecode(b"M\xfcller.png")] * 10
     make_trainer(tmp_path).predict(Guesser(), data, return_predictions=False)
-    assert (tmp_path / PREDICTIONS_CSV).read_bytes().count(b"M\xfcller.png,") == 10
+    assert (tmp_path / "predictions.csv").read_bytes().count(b"M\xfcller.png,") == 10
 
 
 @pytest.mark.parametrize("command", ["test", "predict"])
@@ -188,7 +191,7 @@ def test_test_leaves_report_and_pictures(tmp_path: Path) -> None:
     report = json.loads((tmp_path / REPORT).read_text())
     assert report["accuracy"] == pytest.approx(0.9)
     assert report["confusion_matrix"] == [[4, 0, 0], [0, 2, 1], [0, 0, 3]]
-    for name in (CONFUSION_PNG, PREDICTIONS_PNG):
+    for name in ("confusion_matrix.png", "predictions.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -204,7 +207,7 @@ def test_report_has_averaged_predictions_apart(tmp_path: Path) -> None:
 
 def test_predict_leaves_predictions_only(tmp_path: Path) -> None:
     make_trainer(tmp_path).predict(Guesser(), make_data(), return_predictions=False)
-    assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS_CSV]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
 
 
 def test_second_test_counts_no_image_of_the_first(tmp_path: Path) -> None:
@@ -229,3 +232,18 @@ def test_examples_are_the_images_with_their_predictions(tmp_path: Path, monkeypa
     assert drawn["shape"] == (8, 8, 3)
     assert drawn["titles"][:5] == ["cat 50%", "dog 55%", "cow 60%", "cat 65%", "cow 70%"]
     assert [number for number, colour in enumerate(drawn["colours"]) if colour == "crimson"] == [4]
+
+
+def test_validation_images_are_those_that_were_split_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+    monkeypatch.setattr(predictions, "grid_figure", lambda pixels, *_: drawn.extend(pixels[:, 0, 0, 0].tolist()))
+    monkeypatch.setattr(predictions, "show", lambda *_: None)
+    data = make_data()
+    make_trainer(tmp_path).validate(Guesser(), data, verbose=False)
+    numbers = sorted(data.datasets["val"].chosen.tolist())
+    assert drawn == numbers != [0, 1, 2]
+    with (tmp_path / "val_predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [f"test/{'abcdefghij'[number]}.png" for number in numbers]
+    assert [row["true"] for row in rows] == [CLASSES[number % 3] for number in numbers]
+    assert json.loads((tmp_path / "val_report.json").read_text())["images"] == 3
