@@ -18,7 +18,10 @@ RECIPES = {"head": 0, "last4": 4, "full": 18}
 
 
 def peak(layers: int, batch_size: int, root: str | None) -> float:
-    """Train so many layers for a few steps, and give the process's peak resident memory in MiB."""
+    """Train so many layers for a few steps, and give the process's peak resident memory in MiB.
+
+    A root must not have a folder `val`, of whose images a part could only be the first classes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "unfreezing.stages": f"{{0: {layers}}}", "trainer.max_epochs": 1, "data.batch_size": batch_size,

@@ -55,7 +55,17 @@ from src.preflight import (
     make_folder,
 )
 from src.process import prepare_process, replace_unknown_letters
-from src.run_directory import CONFIG, RunLogger, RunOptions, changes, find_checkpoint, last_if_any, run_name, run_of
+from src.run_directory import (
+    CONFIG,
+    RunLogger,
+    RunOptions,
+    changes,
+    find_checkpoint,
+    last_if_any,
+    run_name,
+    run_of,
+    settings,
+)
 from src.saved_training import SavedTraining
 from src.unprofiled import Unprofiled
 
@@ -101,16 +111,14 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        path = Path(trainer.log_dir or ".") / CONFIG
-        if trainer.is_global_zero and path.is_file():  # of the run that goes on
-            self._compare(yaml.safe_load(path.read_text(encoding="utf-8")))
+        path = Path(trainer.log_dir or ".") / CONFIG  # asks all processes
+        before = _content(path) if trainer.is_global_zero else None
+        if before is not None:  # of the run that goes on; what it once started from stays so
+            self.config.run.warm_start = settings(before).get("run.warm_start")
         super().setup(trainer, pl_module, stage)
-
-    def _compare(self, before: dict[str, Any]) -> None:
-        """Say what is not as it was, for this file will take the place of that one."""
-        self.config.run.warm_start = before["run"]["warm_start"]  # what the run once started from stays so
-        for change in changes(before, yaml.safe_load(self.parser.dump(self.config))):
-            print(f"goes on with {change}", flush=True)
+        if before is not None:
+            for change in changes(before, _content(path) or {}):
+                print(f"goes on with {change}", flush=True)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config))
@@ -182,7 +190,8 @@ class ThawCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists."""
         saved, self.saved = self.saved, None  # which is large
-        check_processes(self.trainer.num_devices * self.trainer.num_nodes)
+        environment = self.trainer._accelerator_connector.cluster_environment
+        check_processes(environment, self.trainer.num_devices * self.trainer.num_nodes)
         device = self.trainer.strategy.root_device
         check_device(device, self.config_init[self.subcommand].trainer.sync_batchnorm)
         if self.model.compiled:
@@ -193,12 +202,27 @@ class ThawCLI(LightningCLI):
             self._check_weights(saved)
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
+        self._check_parts()
         if saved is not None and self.subcommand == "fit":
             self._check_continuation(saved)
         elif saved is not None:
             # Curves go on at the epoch of the checkpoint, instead of at the first.
             self.trainer.fit_loop.epoch_progress.current.completed = saved.content.get("epoch", 0)
             self._check_place(saved.path)
+
+    def _check_parts(self) -> None:
+        """Refuse to look at a part of images that lie class by class: whole classes would be left out."""
+        splits = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"]}.get(str(self.subcommand), [])
+        if self.config_init[self.subcommand].trainer.fast_dev_run:
+            return
+        for split in self.datamodule.datasets.keys() & splits:
+            limit = getattr(self.trainer, f"limit_{split}_batches")
+            batches = len(self.datamodule.batches(split, self.trainer.global_rank, self.trainer.world_size))
+            if 0 < taken_batches(batches, limit) < batches and self.datamodule.datasets[split].lie_by_class:
+                raise UserError(
+                    f"trainer.limit_{split}_batches is {limit}, and the {split} images lie class by class, so that "
+                    f"whole classes would be left out: keep fewer images in the folder {split}/ instead."
+                )
 
     def _check_weights(self, saved: SavedTraining) -> None:
         """Refuse a checkpoint that does not fit optimizer, classes and network as configured."""
@@ -225,8 +249,8 @@ class ThawCLI(LightningCLI):
         saved.check_data(self.datamodule.identity(self.trainer.world_size, stay))
         if not config.trainer.fast_dev_run:
             saved.check_end(self.trainer.max_epochs)
+            self._announce_replaced(saved.path, saved.content["epoch"])
         saved.check_time(self._added(Timer))
-        self._announce_replaced(saved.path, saved.content["epoch"])
 
     def _added(self, kind: type[CallbackKind]) -> list[CallbackKind]:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -318,16 +342,9 @@ class ThawCLI(LightningCLI):
         if not self.options.test_after_fit:
             limits.pop("test", None)
         for split, limit in limits.items():
-            taken = taken_batches(batches[split], limit)
-            if (limit or split == "train") and not taken:
+            if (limit or split == "train") and not taken_batches(batches[split], limit):
                 raise UserError(
                     f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none."
-                )
-            partly = split != "train" and 0 < taken < batches[split] and not trainer.fast_dev_run  # type: ignore[attr-defined]
-            if partly and self.datamodule.datasets[split].lie_by_class:
-                raise UserError(
-                    f"trainer.limit_{split}_batches is {limit}, and the {split} images lie class by class, so that "
-                    f"whole classes would be left out: keep fewer images in the folder {split}/ instead."
                 )
         taken = taken_batches(batches["train"], trainer.limit_train_batches)
         interval = trainer.val_check_interval
@@ -397,6 +414,15 @@ def _expected_or_unknown(weights: str | None, weights_input: str | None) -> Inpu
         return expected_input(weights, weights_input)
     except UserError:
         return InputScale((math.nan,) * 3, (math.nan,) * 3)
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """Read a run's configuration; None where there is none, or nothing that can be read."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _progress_bars(config: Namespace) -> list[Callback]:

@@ -117,7 +117,7 @@ def _read_run(path: Path) -> Run:
     if not (folder / HISTORY).is_file():
         raise Unfinished(f"the run '{folder}' has no {HISTORY}: it ended before its first epoch did.")
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / CONFIG).read_text())
         report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
         run = Run(folder, f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
         # All that will be asked of it, while it is known which run it is about.
@@ -166,7 +166,8 @@ def _differing(recipes: Sequence[dict[str, Any]]) -> list[str]:
     """Say of each recipe which settings differ among them, if they are as alike as tries of one option are."""
     names = dict.fromkeys(name for recipe in recipes for name in recipe)
     texts = {name: [json.dumps(recipe.get(name)) for recipe in recipes] for name in names}
-    texts = {name: values for name, values in texts.items() if len(set(values)) > 1 and name != "unfreezing.stages"}
+    stages = "unfreezing.stages"  # which have a column of their own
+    texts = {name: values for name, values in texts.items() if len(set(values)) > 1 and not name.startswith(stages)}
     if len(texts) > _SHOWN:
         return [""] * len(recipes)
     return [", ".join(f"{name} {values[i]}" for name, values in texts.items()) for i in range(len(recipes))]

@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     Timer,
 )
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from src.callbacks.checkpoints import BEST, LAST
@@ -79,7 +79,7 @@ def check_configs(args: Sequence[str]) -> None:
         if not path.is_file():
             continue  # the parser says so
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(path.read_text())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -190,19 +190,22 @@ def check_device(device: torch.device, sync_batchnorm: bool) -> None:
         raise UserError("Apple's GPUs are not supported: add --trainer.accelerator cpu.")
 
 
-def check_processes(wanted: int) -> None:
+def check_processes(environment: ClusterEnvironment, wanted: int) -> None:
     """Refuse to train in another number of processes than torchrun or srun has started.
 
     Each of them would train alone, and all would write the same run.
 
     Args:
+        environment: What Lightning takes for the one that starts processes.
         wanted: How many there are to be.
     """
-    if TorchElasticEnvironment.detect():
+    if isinstance(environment, TorchElasticEnvironment):
         started, by = int(os.environ["WORLD_SIZE"]), "torchrun"
-    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:  # which srun sets, for what it has started
+    elif (
+        isinstance(environment, SLURMEnvironment) and "SLURM_STEP_NUM_TASKS" in os.environ
+    ):  # which srun sets, for what it has started
         started, by = int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun"
-    elif SLURMEnvironment.detect() and wanted > 1:
+    elif isinstance(environment, SLURMEnvironment) and wanted > 1:
         raise UserError(f"Slurm starts the {wanted} processes of a job by srun: put srun in front of python.")
     else:
         return

@@ -118,7 +118,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say what differs between two configurations, setting by setting."""
     old, new = settings(before), settings(now)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return [f"{name} {json.dumps(new.get(name))}, which was {json.dumps(old.get(name))}" for name in names]
+    was = {name: json.dumps(old[name]) if name in old else "not set" for name in names}
+    return [f"{name} {json.dumps(new.get(name))}, which was {was[name]}" for name in names]
 
 
 def run_name(options: RunOptions, configs: Sequence[Path]) -> str:

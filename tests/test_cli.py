@@ -552,15 +552,21 @@ def test_what_a_continued_run_has_otherwise_is_said(borrowed: Run) -> None:
         "trainer.max_epochs 2, which was 1",
     ]
     assert borrowed.config["run"]["warm_start"] == "where/it/came/from.ckpt"
+    more = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    for epochs, said in ((3, True), (4, False)):  # what is null in a callback is no change
+        printed = execute("fit", *words, *more, "--trainer.max_epochs", str(epochs))
+        assert ("goes on with trainer.callbacks" in printed) == said
+    (borrowed.directory / "config.yaml").write_text("")  # cut short by a full disk
+    assert "goes on with" not in execute("fit", *words, *more, "--trainer.max_epochs", "5")
 
 
 def test_epochs_that_will_be_replaced_are_counted(borrowed: Run) -> None:
     words = sample("--run.root", str(borrowed.root), "--run.test_after_fit", "false", "--trainer.max_epochs", "3")
-    best = str(borrowed.directory / "checkpoints" / "best.ckpt")
-    assert "will be replaced" not in execute("fit", *words, "--ckpt_path", best)
-    assert borrowed.checkpoint("best.ckpt")["epoch"] < 2
-    printed = execute("fit", *words, "--ckpt_path", best)
-    assert re.search(r"best.ckpt' is of epoch \d, counted from 0: the \d that came after will be replaced", printed)
+    folder = borrowed.directory / "checkpoints"
+    first = str(shutil.copy(folder / "last.ckpt", folder / "first.ckpt"))
+    assert "will be replaced" not in execute("fit", *words, "--ckpt_path", first)
+    printed = execute("fit", *words, "--ckpt_path", first)
+    assert "first.ckpt' is of epoch 0, counted from 0: the 2 that came after will be replaced" in printed
 
 
 def test_rate_that_is_not_used_is_named(tmp_path: Path) -> None:

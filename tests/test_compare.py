@@ -13,15 +13,21 @@ import yaml
 from src.callbacks.history import read_history, write_history
 from src.compare import main
 
-STAGES = {0: 0, 1: 4}
+STAGES = {"0": 0, "1": 4}  # as YAML has them
 
 
 def make_run(
-    folder: Path, best: float, seed: int = 777, rate: float = 1e-3, tested: bool = True, warm_start: str | None = None
+    folder: Path,
+    best: float,
+    seed: int = 777,
+    rate: float = 1e-3,
+    tested: bool = True,
+    warm_start: str | None = None,
+    stages: dict[str, int] | None = None,
 ) -> Path:
     folder.mkdir(parents=True)
     options = {"root": str(folder), "warm_start": warm_start}
-    config = {"seed_everything": seed, "unfreezing": {"stages": STAGES}, "run": options, "rate": rate}
+    config = {"seed_everything": seed, "unfreezing": {"stages": stages or STAGES}, "run": options, "rate": rate}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     common = {"trainable_parameters": 7e6, "train_seconds": 90.0, "images_per_second": 400.0}
     rows = [{"epoch": e, "train/acc": 0.5, "val/acc": acc, **common} for e, acc in enumerate((best, best - 0.1))]
@@ -71,7 +77,10 @@ def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None
 
 
 def test_settings_that_differ_are_shown_while_they_are_few(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / "tries" / f"version_{i}", 0.7, rate=rate) for i, rate in enumerate((1e-3, 3e-4))]
+    runs = [
+        make_run(tmp_path / "tries" / f"version_{i}", 0.7, rate=rate, stages=stages)
+        for i, (rate, stages) in enumerate([(1e-3, {"0": 18}), (3e-4, None)])
+    ]
     assert [row["settings"] for row in compare(tmp_path, *runs)] == ["rate 0.001", "rate 0.0003"]
     config = yaml.safe_load((runs[0] / "config.yaml").read_text())
     other = {"model": {"optimizer": {"class_path": "Adam", "init_args": {"lr": 1.0}}}}

@@ -416,6 +416,15 @@ def test_processes_that_were_asked_for_are_taken(fail: Fail, monkeypatch: pytest
     assert "above 0 and below 1" in fail(f"fit {SAMPLE} {options}")
 
 
+def test_a_part_of_what_lies_by_class_is_refused_to_other_commands(fail: Fail, files: Path, narrow: Path) -> None:
+    content = torch.load(narrow, weights_only=True)
+    head = {"head.linear.weight": torch.zeros(2, 8), "head.linear.bias": torch.zeros(2)}
+    torch.save({**content, "state_dict": content["state_dict"] | head}, files / "two.ckpt")
+    options = "--model.hidden 8 --data.source ImageFolder --data.source.root FILES/sorted --data.batch_size 2"
+    message = fail(f"validate {SAMPLE} {options} --ckpt_path FILES/two.ckpt --trainer.limit_val_batches 0.4")
+    assert "the val images lie class by class" in message
+
+
 def test_processes_that_srun_should_start(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in slurm.items():

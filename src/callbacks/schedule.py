@@ -110,7 +110,16 @@ class Rates:
     decay: Decay = "constant"
     warmup_epochs: float = 0.0
 
-    def at(self, layers: Mapping[int, int], number: int, epoch: int, step: int, steps: int, max_epochs: int) -> float:
+    def at(
+        self,
+        layers: Mapping[int, int],
+        number: int,
+        epoch: int,
+        step: int,
+        steps: int,
+        max_epochs: int,
+        warm: bool = False,
+    ) -> float:
         """Give the rate of a layer at one step; 0 while it is frozen.
 
         Args:
@@ -120,6 +129,7 @@ class Rates:
             step: The step within the epoch, from 0.
             steps: Steps of an epoch.
             max_epochs: Epochs of the whole training, where every decay ends.
+            warm: Whether to take warm-up for done.
         """
         epochs = spell(layers, number, epoch, max_epochs)
         if epochs is None:
@@ -127,10 +137,11 @@ class Rates:
         begin, end = epochs
         elapsed = epoch - begin + step / steps
         # Warm-up counts the step to be made, so that the first one is not wasted at rate 0.
-        warm = min(1.0, (elapsed + 1 / steps) / self.warmup_epochs) if self.warmup_epochs else 1.0
+        risen = min(1.0, (elapsed + 1 / steps) / self.warmup_epochs) if self.warmup_epochs and not warm else 1.0
         span = end - begin - self.warmup_epochs
         faded = min(1.0, max(0.0, elapsed - self.warmup_epochs) / span) if span > 0 else 0.0
-        return self._head_rate(epoch) * self.block_factor ** blocks_below_head(number) * warm * _fade(self.decay, faded)
+        full = self._head_rate(epoch) * self.block_factor ** blocks_below_head(number)
+        return full * risen * _fade(self.decay, faded)
 
     def _head_rate(self, epoch: int) -> float:
         epochs = sorted(self.stages)

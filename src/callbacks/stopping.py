@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,10 +50,11 @@ class GracefulStop(Checkpoint):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        if self.speaks:  # past Python's own stream, which the signal may have interrupted
-            os.write(_STANDARD_ERROR, b"\nstopping after this step or validation; once more ends at once\n")
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+        if self.speaks:  # past Python's own stream, which the signal may have interrupted
+            with suppress(OSError):  # whoever read it may be gone, by the same Ctrl-C
+                os.write(_STANDARD_ERROR, b"\nstopping after this step or validation; once more ends at once\n")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

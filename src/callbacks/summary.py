@@ -1,4 +1,4 @@
-"""Tables on the terminal before training: the network's layers, and the calendar of stages."""
+"""What the terminal shows before training: how many images, the network's layers, and the calendar of stages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Summary(Callback):
         layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
         print(image_line(trainer.datamodule), end="\n\n")  # type: ignore[attr-defined]
         print(layer_table(pl_module, layers), end="\n\n")
-        rate = partial(unfreezing.rate, trainer, warmup=False)
+        rate = partial(unfreezing.rate, trainer, warm=True)
         print(stage_table(pl_module, unfreezing.stages, rate, trainer.max_epochs or 1), flush=True)
 
 

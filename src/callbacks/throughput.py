@@ -50,7 +50,7 @@ class Throughput(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.images:
-            return  # a run continued from the end of an epoch
+            return  # continued at the end of an epoch, from a checkpoint of an earlier version
         self._stop(pl_module)
         pl_module.log("images_per_second", self.images * trainer.world_size / self.seconds)
         pl_module.log("train_seconds", self.seconds)

@@ -24,10 +24,19 @@ def test_a_stop_waits_for_the_optimizers_step() -> None:
     assert saved == [stop.checkpoint]
 
 
-def test_a_second_signal_ends_the_process() -> None:
+def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if whoever read what the first one says is gone, by the same signal."""
+
+    def gone(number: int, text: bytes) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("src.callbacks.stopping.os.write", gone)
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop = GracefulStop()
+    stop.speaks = True
     try:
-        GracefulStop()._receive(signal.SIGINT, None)
+        stop._receive(signal.SIGINT, None)
+        assert stop.received == signal.SIGINT
         assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
     finally:
         for number, handler in before.items():

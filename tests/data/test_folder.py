@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -337,10 +338,12 @@ def test_array_that_was_cut_short_is_decoded_anew(root: Path, decoded: list[str]
 
 def test_what_a_killed_run_had_begun_is_removed(root: Path) -> None:
     load(root)
-    (root / folder.CACHE / ".train-32-0123456789abcdef.npy.abc").write_bytes(b"half")
+    for name, age in (("old", 2 * 24 * 3600), ("new", 60)):
+        (root / folder.CACHE / f".train-32-{name}").write_bytes(b"half")
+        os.utime(root / folder.CACHE / f".train-32-{name}", (time.time() - age, time.time() - age))
     write(root / "train" / "cat" / "c.png")
     load(root)
-    assert not [name for name in cached(root) if name.startswith(".")]
+    assert [name for name in cached(root) if name.startswith(".")] == [".train-32-new"]  # another machine is at it
 
 
 def test_linked_folders_count_once_and_loops_end(root: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Images:
 class Source(ABC):
     """Provide the splits of a data set as arrays: `prepare`, then `load`.
 
-    Every process does both, several at once; a second `prepare` follows where a training begins.
+    Every process does both, several at once.
 
     Attributes:
         image_size: Height and width of the images in pixels.

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from src.files import replacing, user_path
 
 SPLITS = ("train", "val", "test")
 CACHE = ".thaw-cache"
+_LONG = 24 * 3600  # seconds, more than decoding takes
 CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
 
 
@@ -112,8 +115,10 @@ class ImageFolder(Source):
             for older in folder.glob(f"{split}-{self.image_size}-*.npy"):
                 if older != folder / name:
                     older.unlink(missing_ok=True)
-            for begun in folder.glob(f".{split}-{self.image_size}-*"):  # by a killed run: this one has the lock
-                begun.unlink(missing_ok=True)
+            for begun in folder.glob(f".{split}-{self.image_size}-*"):  # by a run that was killed
+                with suppress(FileNotFoundError):
+                    if time.time() - begun.stat().st_mtime > _LONG:  # another machine may just be at it
+                        begun.unlink()
             return
         raise UserError(f"the decoded images cannot be stored in {' or '.join(refusals)}; make one writable")
 
@@ -186,6 +191,8 @@ def _is_whole(path: Path) -> bool:
         np.load(path, mmap_mode="r")
     except (ValueError, EOFError):  # a copy that was cut short
         return False
+    except OSError:  # a file system that maps no files
+        return True
     return True
 
 
