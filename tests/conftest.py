@@ -1,6 +1,7 @@
 """Make every test independent of where it is started, of the network and of the machine's settings."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ os.environ["no_proxy"] = "127.0.0.1,localhost"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# A shell has what it runs in the background ignore Ctrl-C, and so would all that is started from here.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("MPLBACKEND", None)  # the code must do without a display by itself
 
 
