@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@if [ -e $(PARTIAL) ]; then rm -rf $(VENV); fi
 	@if [ ! -x $(VENV)/bin/python ]; then \
 		mkdir -p $(VENV) && touch $(PARTIAL) && $(PYTHON) -m venv $(VENV); fi
-	$(RUN) pip install -q -c constraints.txt '.[dev]'
+	$(RUN) pip install -q -c constraints.txt '.[dev,export]'
 	@rm -rf build thaw.egg-info $(PARTIAL)
 	@touch $@
 

@@ -5,7 +5,6 @@ Runs that differ only in their seed share a row, as mean ± standard deviation.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import statistics
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -23,10 +22,10 @@ from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import CSV as HISTORY
 from src.callbacks.history import Row, read_history
 from src.callbacks.predictions import REPORT
-from src.errors import UserError
+from src.errors import UserError, WordParser, told_in_one_line
 from src.files import replacing
 from src.process import replace_unknown_letters
-from src.run_directory import CONFIG, newest_run, settings
+from src.run_directory import CONFIG, run_at, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +109,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read_run(path: Path) -> Run:
-    folder = path if (path / CONFIG).is_file() else newest_run(path.parent, path.name)
+    folder = run_at(path)
     if folder is None:
         kind = Unfinished if path.is_dir() else UserError
         raise kind(f"'{path}' is no run: give folders such as runs/last4 or runs/last4/version_0.")
@@ -217,11 +216,6 @@ def _columns(points: Sequence[tuple[float, ...]]) -> Iterable[Sequence[float]]:
     return zip(*points, strict=True) if points else ((), (), ())
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. For example: python -m src.compare runs/head runs/last4")
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Print the table, and write it with the picture.
 
@@ -231,45 +225,54 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
     """
-    parser = _Parser(prog="python -m src.compare", description="Compare runs in a table and a picture.")
+    parser = WordParser(
+        prog="python -m src.compare",
+        description="Compare runs in a table and a picture.",
+        example="python -m src.compare runs/head runs/last4",
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or recipes' folders for their newest runs")
     parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="folder to write to (%(default)s)")
     replace_unknown_letters()
-    try:
+    with told_in_one_line():
         options = parser.parse_args(args)
-        asked = [path for path in options.runs if path.resolve() != options.output.resolve()]  # as runs/* names it too
-        if not asked:
-            raise UserError(f"'{options.output}' is where the comparison goes: give runs, for example runs/last4.")
-        found, unfinished = [], []
-        for path in asked:
-            try:
-                found.append(read_run(path))
-            except Unfinished as error:
-                unfinished.append(error)
-        if not found:
-            raise unfinished[0]
-        for reason in unfinished:
-            print(f"left out: {reason}", file=sys.stderr)
-        groups = recipes(distinct(found))
-        rows, figure = table(groups), picture(groups)
-        print(markdown(rows))
-        with replacing(options.output / "comparison.md") as temporary:
-            temporary.write_text(markdown(rows), encoding="utf-8")
-        with (
-            replacing(options.output / "comparison.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        write_png(figure, options.output / "comparison.png")
-        print(f"comparison.md, comparison.csv and comparison.png are in {options.output}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        print(f"error: cannot write to '{options.output}': {error.strerror}.", file=sys.stderr)
-        raise SystemExit(1) from None
+        groups = recipes(distinct(_asked(options.runs, options.output)))
+        try:
+            _write_all(groups, options.output)
+        except OSError as error:
+            raise UserError(f"cannot write to '{options.output}': {error.strerror}.") from error
+
+
+def _asked(paths: Sequence[Path], output: Path) -> list[Run]:
+    asked = [path for path in paths if path.resolve() != output.resolve()]  # as runs/* names it too
+    if not asked:
+        raise UserError(f"'{output}' is where the comparison goes: give runs, for example runs/last4.")
+    found, unfinished = [], []
+    for path in asked:
+        try:
+            found.append(read_run(path))
+        except Unfinished as error:
+            unfinished.append(error)
+    if not found:
+        raise unfinished[0]
+    for reason in unfinished:
+        print(f"left out: {reason}", file=sys.stderr)
+    return found
+
+
+def _write_all(groups: Sequence[Sequence[Run]], output: Path) -> None:
+    rows, figure = table(groups), picture(groups)
+    print(markdown(rows))
+    with replacing(output / "comparison.md") as temporary:
+        temporary.write_text(markdown(rows), encoding="utf-8")
+    with (
+        replacing(output / "comparison.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    write_png(figure, output / "comparison.png")
+    print(f"comparison.md, comparison.csv and comparison.png are in {output}")
 
 
 if __name__ == "__main__":

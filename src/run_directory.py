@@ -148,6 +148,11 @@ def newest_run(root: Path, name: str) -> Path | None:
     return max(versions, key=lambda path: int(path.name.removeprefix(_VERSION)), default=None)
 
 
+def run_at(path: Path) -> Path | None:
+    """Find the run that a folder is, or the newest one of a recipe's folder; None if it is neither."""
+    return path if (path / CONFIG).is_file() else newest_run(path.parent, path.name)
+
+
 def find_checkpoint(wanted: str, root: Path, name: str, option: str = "--ckpt_path") -> Path:
     """Turn `best`, `last` or a path into the path of a checkpoint that exists.
 

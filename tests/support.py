@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,11 @@ from src.model.int8 import supported
 
 needs_int8 = pytest.mark.skipif(not supported(), reason="this processor has no instructions for eight bits")
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def readme_code(language: str) -> list[str]:
+    """List the README's blocks of code in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 
 
 class SignalAt(Callback):

@@ -26,7 +26,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import Profiler
 from PIL import Image
-from support import REPOSITORY
+from support import REPOSITORY, readme_code
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -495,7 +495,7 @@ def test_mistakes_with_images_without_labels(
 def test_a_checkpoint_in_python_as_the_readme_says(run: Run, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)).save(photo)
-    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    code = next(code for code in readme_code("python") if "load_from_checkpoint" in code)
     path = str(run.directory / "checkpoints" / "best.ckpt")
     found: dict[str, Any] = {}
     printed = StringIO()

@@ -201,10 +201,11 @@ class ImageDataModule(LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Save what predictions depend on, class names and mean and deviation per channel, and the identity."""
+        """Save what predictions depend on, class names, the images' side, mean and deviation, and the identity."""
         mean, std = self.statistics.tolist()
         identity = self.identity(self._place()[1], self.images_stay)
-        return {"classes": list(self.classes), "mean": mean, "std": std, "identity": identity}
+        input_is = {"image_size": self.source.image_size, "mean": mean, "std": std}
+        return {"classes": list(self.classes), **input_is, "identity": identity}
 
     def identity(self, processes: int, stay: bool) -> dict[str, Any]:
         """Tell what a training that goes on must find again: the images, and how they form batches.

@@ -1,0 +1,191 @@
+"""Write a trained network as one ONNX file, for programs that know nothing of thaw: `python -m src.export runs/last4`.
+
+Everything between an image's bytes and the probabilities is in the file: resizing, standardization and the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.callbacks.checkpoints import BEST, FOLDER
+from src.errors import UserError, WordParser, told_in_one_line
+from src.files import replacing
+from src.model.classifier import TransferClassifier
+from src.process import replace_unknown_letters
+from src.run_directory import run_at
+from src.saved_training import SavedTraining
+
+IMAGES, PROBABILITIES = "images", "probabilities"
+CLASSES = "classes"
+SUFFIX = ".onnx"
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_TOLERANCE = 1e-3  # of a probability; where a resized pixel lies between two whole numbers, libraries round differently
+
+
+class Answering(nn.Module):
+    """Tell the probabilities of images as they come.
+
+    Args:
+        network: What was trained.
+        side: Height and width, in pixels, to which the images of its training were resized, before any enlargement.
+        mean: Of each channel, pixels from 0 to 255, as the network expects them.
+        std: The same.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: TransferClassifier, side: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone, self.head = network.backbone, network.head
+        self.side, self.network_side = side, network.image_size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute probabilities, (N, classes), from bytes, (N, H, W, 3) in RGB order."""
+        inputs = (self.resized(images) - self.mean) / self.std
+        if self.network_side != self.side:
+            inputs = F.interpolate(inputs, size=(self.network_side, self.network_side), mode="bilinear")
+        return self.head(self.backbone(inputs)).softmax(dim=1)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Give pixels, (N, 3, side, side), whole numbers from 0 to 255, as Pillow gives them of a folder's images.
+
+        Where images shrink they differ from Pillow's by a grey level or two; where their size is right, not at all.
+        """
+        pixels = images.permute(0, 3, 1, 2).float()
+        pixels = F.interpolate(pixels, size=(self.side, self.side), mode="bicubic", antialias=True)
+        return pixels.round().clamp(0, 255)
+
+
+def answering(saved: SavedTraining) -> Answering:
+    """Rebuild what a checkpoint holds, in single precision, whatever the training's.
+
+    Raises:
+        UserError: It is not of a training of this project.
+    """
+    settings: Mapping[str, Any] = saved.content.get("hyper_parameters", {})
+    if not {"mean", "std"} <= saved.data.keys() or "image_size" not in settings:
+        raise UserError(f"'{saved.path}' does not say what its classes and its input are.")
+    network = TransferClassifier(**{**settings, "weights": None, "compile": False})
+    saved.check_network(network.state_dict())
+    network.load_state_dict(saved.content["state_dict"])
+    # Checkpoints of earlier versions tell the size of what enters the network only.
+    side = saved.data.get("image_size", network.image_size)
+    return Answering(network, side, saved.data["mean"], saved.data["std"]).eval()
+
+
+def export(saved: SavedTraining, path: Path) -> float:
+    """Write a checkpoint's network as ONNX, with the names of the classes as JSON in its metadata.
+
+    Args:
+        saved: The checkpoint.
+        path: The file to write, replaced if it is there.
+
+    Returns:
+        By how much ONNX Runtime's probabilities differ from the network's own, at most, on images of noise.
+
+    Raises:
+        UserError: The checkpoint is not of this project.
+        RuntimeError: ONNX Runtime finds other probabilities.
+        OSError: The file cannot be written.
+    """
+    network = answering(saved)
+    free = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
+    side = network.side
+    like = torch.zeros(2, side + 1, side + 2, 3, dtype=torch.uint8)  # sides that differ, or they would be taken for one
+    program = torch.onnx.export(
+        network, (like,), dynamo=True, dynamic_shapes=(free,), input_names=[IMAGES], output_names=[PROBABILITIES],
+        verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props[CLASSES] = json.dumps(saved.classes)
+    with replacing(path) as temporary:
+        program.save(temporary)
+        difference = _largest_difference(network, temporary)
+        if difference > _TOLERANCE:
+            raise RuntimeError(f"ONNX Runtime's probabilities differ from the network's by {difference:.2g}")
+    return difference
+
+
+def _largest_difference(network: Answering, path: Path) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (4, network.side, network.side, 3), generator=generator, dtype=torch.uint8)
+    (found,) = session.run([PROBABILITIES], {IMAGES: images.numpy()})
+    with torch.inference_mode():
+        return float((network(images) - torch.from_numpy(found)).abs().max())
+
+
+def checkpoint_at(path: Path) -> Path:
+    """Find the checkpoint that a user means: a file, or the best one of a run.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path.is_file():
+        return path
+    run = run_at(path)
+    if run is None:
+        raise UserError(f"'{path}' is no checkpoint and no run: give runs/last4, for example, or one of its files.")
+    if not (run / FOLDER / BEST).is_file():
+        raise UserError(f"the run '{run}' has no {FOLDER}/{BEST}: give another checkpoint's path.")
+    return run / FOLDER / BEST
+
+
+def _check_packages() -> None:
+    """Refuse to begin without the packages that it needs."""
+    for name in _PACKAGES:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise UserError(
+                f"exporting needs the package {name}: python -m pip install -c constraints.txt '.[export]'"
+            ) from error
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Export one checkpoint.
+
+    Args:
+        args: Words of the command line; None for the process's own.
+
+    Raises:
+        SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
+    """
+    parser = WordParser(
+        prog="python -m src.export",
+        description="Write a trained network as one ONNX file, from an image's bytes to the probabilities.",
+        example="python -m src.export runs/last4",
+    )
+    parser.add_argument("run", type=Path, help="a run directory, a recipe's folder for its newest run, or a checkpoint")
+    parser.add_argument("--output", type=Path, help="file to write (the checkpoint's name, ending in .onnx)")
+    replace_unknown_letters()
+    with told_in_one_line():
+        options: argparse.Namespace = parser.parse_args(args)
+        _check_packages()
+        checkpoint = checkpoint_at(options.run)
+        path = options.output or checkpoint.with_suffix(SUFFIX)
+        saved = SavedTraining.read(checkpoint)
+        try:
+            difference = export(saved, path)
+        except OSError as error:
+            raise UserError(f"cannot write to '{path}': {error.strerror}.") from error
+        print(f"{path} takes images, uint8 (N, H, W, 3), and gives probabilities (N, {len(saved.classes)}).")
+        print(f"ONNX Runtime's differ from the network's by {difference:.1g} at most, on images of noise.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""A trained network as one ONNX file, through the real entry point, and what another program finds in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from support import REPOSITORY, readme_code
+
+from src import cli
+from src.data.sources import Sample
+from src.data.sources.image_files import decode_all
+from src.errors import UserError
+from src.export import answering, export, main
+from src.saved_training import SavedTraining
+
+SIDE, ENLARGED = 32, 48
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on images that are enlarged, until answers depend on what they show, and test."""
+    configs = [REPOSITORY / "configs" / file for file in ("last4.yaml", "with/sample.yaml")]
+    words = [word for config in configs for word in ("--config", str(config))]
+    root = tmp_path_factory.mktemp("runs")
+    options = f"--data.source.init_args.size 50 --trainer.max_epochs 4 --data.batch_size 4 --run.root {root}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", sys.argv[:1])
+        cli.main(["fit", *words, *options.split(), "--data.input_size", str(ENLARGED), "--trainer.accelerator", "cpu"])
+    return root / "last4" / "version_0"
+
+
+@pytest.fixture(scope="module")
+def session(run: Path) -> onnxruntime.InferenceSession:
+    main([str(run)])
+    return onnxruntime.InferenceSession(run / "checkpoints" / "best.onnx")
+
+
+def answers(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    return session.run(None, {"images": images})[0]
+
+
+def test_it_answers_as_the_test_after_training_did(run: Path, session: onnxruntime.InferenceSession) -> None:
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    told = np.array([[float(row[f"p({name})"]) for name in classes] for row in rows])
+    images = Sample(50).load()["test"].pixels.transpose(0, 2, 3, 1)
+    order = [int(row["image"]) for row in rows]
+    np.testing.assert_allclose(answers(session, images[order]), told, atol=1e-5)
+    assert told.std(axis=0).max() > 1e-3  # or any answer would do
+
+
+def test_it_resizes_photographs_as_a_folder_does(
+    run: Path, session: onnxruntime.InferenceSession, tmp_path: Path
+) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    photo[50:, :120, 0] = 255  # beyond which bicubic resizing would go at the edges
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    decoded, _ = decode_all([tmp_path / "photo.png"], SIDE, "photo")
+    (small,) = decoded.transpose(0, 2, 3, 1)
+    saved = SavedTraining.read(run / "checkpoints" / "best.ckpt")
+    pixels = answering(saved).resized(torch.from_numpy(photo[None])).numpy()
+    assert np.abs(pixels - decoded).max() <= 2
+    assert np.abs(pixels - decoded).mean() < 0.1
+    assert np.array_equal(pixels, np.round(pixels))
+    np.testing.assert_allclose(answers(session, photo[None]), answers(session, small[None]), atol=5e-5)
+    assert np.abs(answers(session, photo[None, ::4, ::6]) - answers(session, small[None])).max() > 1e-3  # others differ
+
+
+def test_another_program_reads_it_as_the_readme_says(
+    run: Path, session: onnxruntime.InferenceSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 40), "red").save("photo.jpg")
+    (code,) = (code for code in readme_code("python") if "onnxruntime" in code)
+    exec(code.replace("runs/last4/version_0", str(run)), {})
+    name, share = capsys.readouterr().out.split()
+    assert name in Sample(50).classes
+    assert 0.1 <= float(share) <= 1
+
+
+def test_a_file_can_be_named_and_is_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "network.onnx"
+    for checkpoint in ("best.ckpt", "last.ckpt"):
+        main([str(run / "checkpoints" / checkpoint), "--output", str(path)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{path} takes images, uint8 (N, H, W, 3), and gives probabilities (N, 10)."
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_onnx_runtime_finds_otherwise_is_not_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def run(self, *_: object) -> list[np.ndarray]:
+            return [np.full((4, 10), 0.1, dtype=np.float32)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Other)
+    saved = SavedTraining.read(run / "checkpoints" / "best.ckpt")
+    with pytest.raises(RuntimeError, match="differ from the network's by 0"):
+        export(saved, tmp_path / "network.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_tell_what_was_enlarged(run: Path) -> None:
+    saved = SavedTraining.read(run / "checkpoints" / "best.ckpt")
+    assert answering(saved).side == SIDE
+    del saved.data["image_size"]
+    assert answering(saved).side == ENLARGED
+
+
+@pytest.mark.parametrize(
+    ("part", "missing", "message"),
+    [
+        ("ImageDataModule", "mean", "does not say what its classes and its input are"),
+        ("ImageDataModule", "classes", "does not say what its classes and its input are"),
+        ("hyper_parameters", "image_size", "does not say what its classes and its input are"),
+        ("state_dict", "head.linear.bias", "is of another network: it lacks head.linear.bias"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_refused(
+    run: Path, tmp_path: Path, part: str, missing: str, message: str
+) -> None:
+    saved = SavedTraining.read(run / "checkpoints" / "best.ckpt")
+    del saved.content[part][missing]
+    with pytest.raises(UserError, match=message):
+        export(saved, tmp_path / "network.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def failed(*words: str) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code
+
+
+def test_mistakes_take_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2"}, tmp_path / "foreign.ckpt")
+    (tmp_path / "killed" / "version_0").mkdir(parents=True)
+    (tmp_path / "killed" / "version_0" / "config.yaml").touch()
+    wanted = {
+        (): "the following arguments are required: run. For example: python -m src.export runs/last4",
+        (str(tmp_path / "nowhere"),): "nowhere' is no checkpoint and no run",
+        (str(tmp_path / "other.ckpt"),): "other.ckpt' is damaged or no checkpoint",
+        (str(tmp_path / "foreign.ckpt"),): "foreign.ckpt' does not say what its classes and its input are",
+        (str(tmp_path / "killed"),): "version_0' has no checkpoints/best.ckpt",
+        (str(run), "--output", str(tmp_path / "other.ckpt" / "x.onnx")): "cannot write to ",
+    }
+    for words, message in wanted.items():
+        assert failed(*words) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert message in error
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert failed(str(run)) == 1
+    assert "exporting needs the package onnxscript: python -m pip install" in capsys.readouterr().err
