@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.arithmetic import matrix_rate, step_gflop
 from benchmarks.contestants import material
-from benchmarks.timing import commit, interleave
+from benchmarks.timing import commit
 from src.callbacks.figures import new_figure, write_png
-from src.model import int8, small_maps
+from src.model import int8
 
 THAW, CACHED = "thaw", "thaw, from cached features"
 HALF, HALF_CACHED = "thaw, bf16-mixed", "thaw, bf16-mixed, from cached features"
@@ -159,31 +157,6 @@ def race(racers: list[Contestant], rounds: int) -> dict[str, Contestant]:
     return {contestant.name: contestant for contestant in racers}
 
 
-def matrix_rate() -> float:
-    """Measure this machine's rate of large matrix products in single precision, in GFLOP/s."""
-    square = torch.randn(2048, 2048)
-    ways = {"torch": lambda: square @ square}
-    if small_maps.has_faster_product(square):
-        ways["oneDNN"] = lambda: small_maps.faster_product(square, square)
-    return max(2 * 2048**3 / way.median / 1e9 for way in interleave(ways, rounds=20).values())
-
-
-def step_gflop(job: str) -> float:
-    """Count the GFLOP per image that a training step computes, forward and backward, without padding it leaves out."""
-    model = material.model(job)
-    labels = torch.zeros(material.BATCH, dtype=torch.long)
-    own = {torch.ops.mkldnn._linear_pointwise: _product_flop}
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
-        logits = model(torch.zeros(material.BATCH, 3, 32, 32))
-        torch.nn.functional.cross_entropy(logits, labels).backward()
-    return counter.get_total_flops() / material.BATCH / 1e9
-
-
-def _product_flop(left: Sequence[int], right: Sequence[int], *_: object, **__: object) -> int:
-    """Count a product of (N, K) with the transpose of (M, K), whose shapes these are."""
-    return 2 * math.prod(left) * right[0]
-
-
 def thirty_epochs(racers: dict[str, Contestant], views: list[int]) -> dict[str, float]:
     """Add up the tutorial's job, in seconds: each contestant, and thaw with so many cached views."""
     sums = {
@@ -225,7 +198,8 @@ def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
             ratio = racers[bare].rate("train") / racers[name].rate("train")
             lines += ["", f"{what} takes {ratio:.3f} times as long as the bare loop's."]
     if THAW in racers:
-        ours, rate = step_gflop(job) * racers[THAW].rate("train"), matrix_rate()
+        gflop = step_gflop(material.model(job), torch.zeros(material.BATCH, 3, 32, 32))
+        ours, rate = gflop * racers[THAW].rate("train"), matrix_rate()
         lines += [
             "",
             f"Without a cache thaw computes {ours:.0f} GFLOP/s, {ours / rate:.0%} of the {rate:.0f} of a product of "

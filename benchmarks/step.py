@@ -1,6 +1,6 @@
 """Time one training step in a plain loop: forward, backward and Adam, with a recipe's layers.
 
-    python -m benchmarks.step [--layers 4] [--batch-size 32] [--half] [--rounds 50]
+    python -m benchmarks.step [--layers 4] [--batch-size 32] [--half] [--compile] [--device cuda] [--rounds 50]
 
 With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit, it tells
 what a change of the step brought.
@@ -14,40 +14,54 @@ import os
 import torch
 from torch.nn import functional as F
 
-from benchmarks.timing import interleave
+from benchmarks.arithmetic import SIDE, matrix_rate, step_gflop
+from benchmarks.timing import finished, interleave
 from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
 from src.process import prepare_process
 
 
 def main() -> None:
-    """Print the median time of a step, and images per second."""
+    """Print the median time of a step, images per second, and the share of the rate of large matrix products."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=4, help="how many train, counted from the top")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--image-size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--half", action="store_true", help="bf16-mixed instead of single precision")
+    parser.add_argument("--compile", action="store_true", help="as with model.compile")
+    parser.add_argument("--device", choices=list(SIDE), default="cpu")
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
     prepare_process()
     torch.manual_seed(0)
-    model = TransferClassifier(weights=None)
-    model.trainable_layers = options.layers
+
+    def network(compile: bool) -> TransferClassifier:
+        made = TransferClassifier(weights=None, image_size=options.image_size, compile=compile).to(options.device)
+        made.trainable_layers = options.layers
+        return made
+
+    model = network(options.compile)
     optimizer = model.configure_optimizers()
-    shape = output_shapes(32)[model.depth - 1] if model.depth else (3, 32, 32)
-    inputs = torch.rand(options.batch_size, *shape, dtype=torch.bfloat16 if options.half and model.depth else None)
-    labels = torch.randint(0, 10, (options.batch_size,))
+    shape = output_shapes(options.image_size)[model.depth - 1] if model.depth else (3, *[options.image_size] * 2)
+    dtype = torch.bfloat16 if options.half else torch.float32
+    inputs = torch.rand(options.batch_size, *shape, device=options.device, dtype=dtype if model.depth else None)
+    labels = torch.randint(0, 10, (options.batch_size,), device=options.device)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.half):
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.half):
             loss = F.cross_entropy(model(inputs, model.depth), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    median, low, high = interleave({"step": step}, options.rounds)["step"]
-    print(f"torch {torch.__version__}, {os.cpu_count()} CPU cores, {options.layers} of {len(LAYERS)} layers train")
+    median, low, high = interleave({"step": finished(step, options.device)}, options.rounds)["step"]
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
+    print(f"torch {torch.__version__}, {where}, {options.layers} of {len(LAYERS)} layers train")
     times = f"{1e3 * median:.1f} ms (quartiles {1e3 * low:.1f} to {1e3 * high:.1f})"
     print(f"{times}, {options.batch_size / median:,.0f} images/s")
+    ours = step_gflop(network(compile=False), inputs, model.depth, options.half) * options.batch_size / median
+    peak, side = matrix_rate(options.device, dtype), SIDE[options.device]
+    print(f"{ours:,.0f} GFLOP/s, {ours / peak:.0%} of the {peak:,.0f} of a product of {side:,} × {side:,} matrices")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 
 class Spread(NamedTuple):
     """Seconds a call."""
@@ -30,6 +32,18 @@ def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warm
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: _spread(values) for name, values in seconds.items()}
+
+
+def finished(call: Callable[[], object], device: str) -> Callable[[], object]:
+    """Make a call wait until the device has done what it was told."""
+    if device != "cuda":
+        return call
+
+    def wait() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return wait
 
 
 def commit() -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import ablation, race
+from benchmarks.arithmetic import step_gflop
 from benchmarks.training import train
+from src.model.classifier import TransferClassifier
 
 
 @pytest.mark.parametrize(
     ("name", "words", "printed"),
     [
         ("input_pipeline", ["--rounds", "2"], r"share of the forward pass: \d"),
-        ("step", ["--rounds", "2", "--batch-size", "4", "--half"], r"\d ms .* images/s"),
+        ("step", ["--rounds", "2", "--batch-size", "4", "--half"], r"\d ms .* images/s\n\d+ GFLOP/s, \d+% of"),
     ],
 )
 def test_benchmark_runs(
@@ -26,6 +30,20 @@ def test_benchmark_runs(
     monkeypatch.setattr(sys, "argv", [name, *words])
     importlib.import_module(f"benchmarks.{name}").main()
     assert re.search(printed, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_is_counted_without_the_padding_of_small_maps(half: bool) -> None:
+    """Three products for each of a convolution's forwards, but for the gradient of the images."""
+    sides = [32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2]
+    channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    pairs = [(3 * side - 2) ** 2 if side <= 4 else 9 * side**2 for side in sides]  # of a pixel with a tap of a kernel
+    products = [pair * before * after for pair, (before, after) in zip(pairs, pairwise(channels), strict=True)]
+    head = 512 * 256 + 256 * 10
+    model = TransferClassifier(weights=None)
+    model.trainable_layers = 18
+    found = step_gflop(model, torch.zeros(2, 3, 32, 32), half=half)
+    assert found == pytest.approx(2 * (3 * (sum(products) + head) - products[0]) / 1e9)
 
 
 def contestant(name: str, train: float, val: float, rest: float) -> race.Contestant:
