@@ -30,7 +30,7 @@ CHANGES: dict[str, list[str]] = {
     "flip and 4-pixel shift": _MILD,
     "flip, 4-pixel shift, cutout 8": [_MILD[0], _MILD[1].replace("}", ", cutout: 8}")],
     "CutMix on half the images": ["--data.cutmix=0.5"],
-    "flip, 4-pixel shift, CutMix on half": [*_MILD, "--data.cutmix=0.5"],
+    "flip, 4-pixel shift, CutMix on half the images": [*_MILD, "--data.cutmix=0.5"],
     "rate 3e-5": ["--model.optimizer=torch.optim.Adam", "--model.optimizer.init_args.lr=3e-5"],
     "rate 3e-4": ["--model.optimizer=torch.optim.Adam", "--model.optimizer.init_args.lr=3e-4"],
     "cosine decay": ["--unfreezing.decay=cosine"],

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import finished, interleave
+from benchmarks.timing import Spread, finished
 from src.model import small_maps
 from src.model.classifier import TransferClassifier
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices, so large that a product takes milliseconds
 
 
-def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Measure a device's rate of products of large square matrices, in GFLOP/s."""
-    side = SIDE[device]
-    square = torch.randn(side, side, device=device, dtype=dtype)
+def matrix_products(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Callable[[], object]]:
+    """Give each way in which a device may multiply large square matrices of side `SIDE`, to be timed."""
+    square = torch.randn(SIDE[device], SIDE[device], device=device, dtype=dtype)
     ways = {"torch": finished(lambda: square @ square, device)}
     if device == "cpu" and small_maps.has_faster_product(square):
         ways["oneDNN"] = lambda: small_maps.faster_product(square, square)
-    return max(2 * side**3 / way.median / 1e9 for way in interleave(ways, rounds=20).values())
+    return ways
+
+
+def matrix_rate(times: Iterable[Spread], device: str = "cpu") -> float:
+    """Work out the rate of the fastest way, in GFLOP/s."""
+    return max(2 * SIDE[device] ** 3 / each.median / 1e9 for each in times)
 
 
 def step_gflop(model: TransferClassifier, inputs: Tensor, entry: int = 0, half: bool = False) -> float:

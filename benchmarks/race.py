@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.arithmetic import matrix_rate, step_gflop
+from benchmarks.arithmetic import matrix_products, matrix_rate, step_gflop
 from benchmarks.contestants import material
-from benchmarks.timing import commit
+from benchmarks.timing import commit, interleave
 from src.callbacks.figures import new_figure, write_png
 from src.model import int8
 
@@ -199,7 +199,8 @@ def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
             lines += ["", f"{what} takes {ratio:.3f} times as long as the bare loop's."]
     if THAW in racers:
         gflop = step_gflop(material.model(job), torch.zeros(material.BATCH, 3, 32, 32))
-        ours, rate = gflop * racers[THAW].rate("train"), matrix_rate()
+        ours = gflop * racers[THAW].rate("train")
+        rate = matrix_rate(interleave(matrix_products(), rounds=20).values())
         lines += [
             "",
             f"Without a cache thaw computes {ours:.0f} GFLOP/s, {ours / rate:.0%} of the {rate:.0f} of a product of "

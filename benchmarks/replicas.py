@@ -1,4 +1,4 @@
-"""Thaw block5 on two processes, with thaw's callback and with Lightning's, and compare the replicas' weights.
+"""Thaw everything on two processes, with thaw's callback and with Lightning's, and compare the replicas' weights.
 
     python -m benchmarks.replicas thaw
     python -m benchmarks.replicas lightning

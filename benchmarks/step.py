@@ -14,7 +14,7 @@ import os
 import torch
 from torch.nn import functional as F
 
-from benchmarks.arithmetic import SIDE, matrix_rate, step_gflop
+from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
 from benchmarks.timing import finished, interleave
 from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
@@ -54,13 +54,15 @@ def main() -> None:
         loss.backward()
         optimizer.step()
 
-    median, low, high = interleave({"step": finished(step, options.device)}, options.rounds)["step"]
+    products = matrix_products(options.device, dtype)
+    times = interleave({"step": finished(step, options.device), **products}, options.rounds)
+    median, low, high = times["step"]
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
     print(f"torch {torch.__version__}, {where}, {options.layers} of {len(LAYERS)} layers train")
-    times = f"{1e3 * median:.1f} ms (quartiles {1e3 * low:.1f} to {1e3 * high:.1f})"
-    print(f"{times}, {options.batch_size / median:,.0f} images/s")
+    quartiles = f"(quartiles {1e3 * low:.1f} to {1e3 * high:.1f})"
+    print(f"{1e3 * median:.1f} ms {quartiles}, {options.batch_size / median:,.0f} images/s")
     ours = step_gflop(network(compile=False), inputs, model.depth, options.half) * options.batch_size / median
-    peak, side = matrix_rate(options.device, dtype), SIDE[options.device]
+    peak, side = matrix_rate((times[way] for way in products), options.device), SIDE[options.device]
     print(f"{ours:,.0f} GFLOP/s, {ours / peak:.0%} of the {peak:,.0f} of a product of {side:,} × {side:,} matrices")
 
 
