@@ -61,8 +61,10 @@ class Contestant:
     def start(self) -> None:
         """Start the process, and time how long it takes to be ready for the first step."""
         begin = time.perf_counter()
+        # In a pipe they would fill up what holds them, and the process would wait for somebody to read it.
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
         self._answer()
         self.ready = time.perf_counter() - begin
@@ -90,8 +92,9 @@ class Contestant:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            _, errors = self.process.communicate()
-            raise SystemExit(f"{self.name} ended early: {' '.join(self.command)}\n{errors[-2000:]}")
+            self.process.wait()
+            self.errors.seek(0)
+            raise SystemExit(f"{self.name} ended early: {' '.join(self.command)}\n{self.errors.read()[-2000:]}")
         return json.loads(line)
 
     def rate(self, part: str) -> float:

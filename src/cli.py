@@ -238,6 +238,8 @@ class ThawCLI(LightningCLI):
             saved.check_ranges()
         if saved.data:
             self.datamodule.load_state_dict(saved.data)
+        elif self.datamodule.standardize == "weights":  # there is nothing but the weights to tell what they expect
+            expected_input(self.model.weights, self.model.hparams["weights_input"])
         saved.check_network(self.model.state_dict())
         saved.check_size(self.model.image_size)
 

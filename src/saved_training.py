@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from src.errors import UserError
+from src.tensor_files import Unreadable, load_tensors
 
 _ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
 _BATCHES = (
@@ -42,10 +41,10 @@ class SavedTraining:
             UserError: The file is none.
         """
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
         except PermissionError as error:
             raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
-        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        except (OSError, Unreadable) as error:
             raise UserError(f"'{path}' is damaged or no checkpoint. {_ADVICE}") from error
         if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
             raise UserError(f"'{path}' is no checkpoint of a training. {_ADVICE}")

@@ -444,6 +444,19 @@ def test_images_without_labels_need_to_know_what_the_network_expects(
     assert "best.ckpt' does not say what its classes and its input are." in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_does_not_tell_its_input_needs_the_file_of_weights(
+    borrowed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = borrowed.directory / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    del content["ImageDataModule"]
+    torch.save(content, file)
+    with pytest.raises(SystemExit) as stopped:
+        execute("test", *sample("--data.standardize", "weights", "--model.weights", "gone.pth"))
+    assert stopped.value.code == 1
+    assert "no weights file 'gone.pth'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_images_of_another_size_than_in_training_are_refused(
     borrowed: Run, capsys: pytest.CaptureFixture[str], command: str

@@ -5,7 +5,6 @@ Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Larg
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from src.download import fetch
 from src.errors import UserError
 from src.files import user_path
 from src.model.small_maps import convolve, store_by_tap
+from src.tensor_files import Unreadable, load_tensors
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
 LAYERS = tuple(
@@ -266,17 +266,10 @@ def _open(path: Path) -> Any:
             f"no weights file '{path}'. model.weights takes a file, null, or one of: {', '.join(_PUBLISHED)}."
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on foreign pickles before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        return load_tensors(path, mmap=True)
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error}.") from error
-    except Exception as error:  # broken bytes surface as errors of many types
+    except Unreadable as error:
         raise UserError(
             f"'{path}' cannot be read as weights: it is damaged, or holds other things than tensors. Download it again."
         ) from error
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
