@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -38,7 +39,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.sampling import taken_batches
 from src.errors import UserError
-from src.files import user_path
+from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
@@ -87,7 +88,7 @@ _CKPT_PATH = (
     "`last_if_any`, which begins a new run where there is none."
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+_NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EROFS)
 _SHOWN = (".png", ".csv", ".json", ".yaml")
 
 
@@ -115,7 +116,9 @@ class SaveConfig(SaveConfigCallback):
         before = _content(path) if trainer.is_global_zero else None
         if before is not None:  # of the run that goes on; what it once started from stays so
             self.config.run.warm_start = settings(before).get("run.warm_start")
-        super().setup(trainer, pl_module, stage)
+        with replacing(path) if trainer.is_global_zero else nullcontext(path) as temporary:
+            self.config_filename = temporary.name  # Lightning empties what it writes to, and fills it some time later
+            super().setup(trainer, pl_module, stage)
         if before is not None:
             for change in changes(before, _content(path) or {}):
                 print(f"goes on with {change}", flush=True)
@@ -241,7 +244,7 @@ class ThawCLI(LightningCLI):
         elif self.datamodule.standardize == "weights":  # there is nothing but the weights to tell what they expect
             expected_input(self.model.weights, self.model.hparams["weights_input"])
         saved.check_network(self.model.state_dict())
-        saved.check_size(self.model.image_size)
+        saved.check_size(self.datamodule.source.image_size, self.model.image_size)
 
     def _check_continuation(self, saved: SavedTraining) -> None:
         """Refuse to go on with other images or batches, or where nothing is left to train."""
@@ -334,6 +337,8 @@ class ThawCLI(LightningCLI):
             make_folder(cache.folder, "features", "--feature_cache.folder")
         if isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
+            if self.checkpoint is not None and run_of(self.checkpoint) and self.trainer.is_global_zero:
+                self.trainer.logger.hold()
 
     def _check_epoch(self) -> None:
         """Refuse what Lightning would only refuse after the run has begun."""

@@ -23,7 +23,7 @@ from src.callbacks.history import CSV as HISTORY
 from src.callbacks.history import Row, read_history
 from src.callbacks.predictions import REPORT
 from src.errors import UserError, WordParser, told_in_one_line
-from src.files import replacing
+from src.files import replacing, user_path
 from src.process import replace_unknown_letters
 from src.run_directory import CONFIG, run_at, settings
 
@@ -230,16 +230,23 @@ def main(args: Sequence[str] | None = None) -> None:
         description="Compare runs in a table and a picture.",
         example="python -m src.compare runs/head runs/last4",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or recipes' folders for their newest runs")
-    parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="folder to write to (%(default)s)")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, help="run directories, or recipes' folders for their newest runs"
+    )
+    parser.add_argument(
+        "--output", type=user_path, default=Path("runs/comparison"), help="folder to write to (%(default)s)"
+    )
     replace_unknown_letters()
     with told_in_one_line():
         options = parser.parse_args(args)
         groups = recipes(distinct(_asked(options.runs, options.output)))
+        rows = table(groups)
         try:
-            _write_all(groups, options.output)
+            _write_all(rows, picture(groups), options.output)
         except OSError as error:
             raise UserError(f"cannot write to '{options.output}': {error.strerror}.") from error
+        print(markdown(rows))
+        print(f"comparison.md, comparison.csv and comparison.png are in {options.output}")
 
 
 def _asked(paths: Sequence[Path], output: Path) -> list[Run]:
@@ -259,9 +266,7 @@ def _asked(paths: Sequence[Path], output: Path) -> list[Run]:
     return found
 
 
-def _write_all(groups: Sequence[Sequence[Run]], output: Path) -> None:
-    rows, figure = table(groups), picture(groups)
-    print(markdown(rows))
+def _write_all(rows: Sequence[dict[str, str]], figure: Figure, output: Path) -> None:
     with replacing(output / "comparison.md") as temporary:
         temporary.write_text(markdown(rows), encoding="utf-8")
     with (
@@ -272,7 +277,6 @@ def _write_all(groups: Sequence[Sequence[Run]], output: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_png(figure, output / "comparison.png")
-    print(f"comparison.md, comparison.csv and comparison.png are in {output}")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from src.errors import UserError
+from src.files import one_at_a_time
 
 TIMEOUT = 10.0  # seconds to connect, and between two pieces of data
 OPEN_DEADLINE = 12.0  # seconds from asking to the first answer, name look-up included
@@ -58,7 +58,7 @@ def fetch(
     lock = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with one_at_a_time(lock, f"downloading {path.name}"):
             if not download.is_done():
                 download.run()
             # Whoever still waits for the removed lock, or makes a new one, finds the file done.

@@ -33,9 +33,12 @@ class WordParser(argparse.ArgumentParser):
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Print a UserError on standard error, and end the process with code 1."""
+    """Print a UserError on standard error, and end the process with code 1; Ctrl-C ends it with 130."""
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        raise SystemExit(130) from None

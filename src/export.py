@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from src.callbacks.checkpoints import BEST, FOLDER
 from src.errors import UserError, WordParser, told_in_one_line
-from src.files import replacing
+from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
 from src.process import replace_unknown_letters
 from src.run_directory import run_at
@@ -28,6 +28,7 @@ CLASSES = "classes"
 SUFFIX = ".onnx"
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_LARGEST = 1536 * 2**20  # bytes; beyond, torch puts the weights into another file
 _TOLERANCE = (
     0.01  # of a probability; where a resized pixel lies between two whole numbers, libraries may round it apart
 )
@@ -103,6 +104,12 @@ def export(saved: SavedTraining, path: Path) -> float:
         OSError: The file cannot be written.
     """
     network = answering(saved)
+    size = sum(tensor.nbytes for tensor in network.state_dict().values())
+    if size > _LARGEST:
+        raise UserError(
+            f"the weights of '{saved.path}' take {size / 1e9:.1f} GB, and one ONNX file holds {_LARGEST / 1e9:.1f}: "
+            "train with fewer pixels (data.source.init_args.image_size) or a smaller head (model.hidden)."
+        )
     free = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
     side = network.side
     like = torch.zeros(2, side + 1, side + 2, 3, dtype=torch.uint8)  # sides that differ, or they would be taken for one
@@ -115,7 +122,7 @@ def export(saved: SavedTraining, path: Path) -> float:
     with replacing(path) as temporary:
         program.save(temporary)
         difference = _largest_difference(network, temporary)
-        if difference > _TOLERANCE:
+        if not difference <= _TOLERANCE:  # as NaN would be
             raise RuntimeError(f"ONNX Runtime's probabilities differ from the network's by {difference:.2g}")
     return difference
 
@@ -175,8 +182,10 @@ def main(args: Sequence[str] | None = None) -> None:
         description="Write a trained network as one ONNX file, from an image's bytes to the probabilities.",
         example="python -m src.export runs/last4",
     )
-    parser.add_argument("run", type=Path, help="a run directory, a recipe's folder for its newest run, or a checkpoint")
-    parser.add_argument("--output", type=Path, help="file to write (the checkpoint's name, ending in .onnx)")
+    parser.add_argument(
+        "run", type=user_path, help="a run directory, a recipe's folder for its newest run, or a checkpoint"
+    )
+    parser.add_argument("--output", type=user_path, help="file to write (the checkpoint's name, ending in .onnx)")
     replace_unknown_letters()
     with told_in_one_line():
         options: argparse.Namespace = parser.parse_args(args)
@@ -184,6 +193,8 @@ def main(args: Sequence[str] | None = None) -> None:
         checkpoint = checkpoint_at(options.run)
         path = options.output or checkpoint.with_suffix(SUFFIX)
         saved = SavedTraining.read(checkpoint)
+        if "image_size" not in saved.data:
+            print(f"'{checkpoint}' is of an earlier version: its images are taken to have entered as they were stored.")
         try:
             difference = export(saved, path)
         except OSError as error:

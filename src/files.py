@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
+
+_PATIENCE = 3.0  # seconds
+
 
 def printable(name: str) -> str:
     """Give a file's name as text; what is no UTF-8 in it shows as question marks."""
@@ -38,6 +43,26 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
+    """Wait until no other process is within the same block, and say so if that takes long.
+
+    Args:
+        lock: File that stands for the block.
+        doing: What is done within it, for the message.
+    """
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=_PATIENCE)
+    except Timeout:
+        rank_zero_only(print)(f"another process is {doing}; waiting for it to end ({lock})", flush=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def umask() -> int:

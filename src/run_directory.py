@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
@@ -19,6 +20,7 @@ from src.files import user_path
 
 CONFIG = "config.yaml"
 _VERSION = "version_"
+_LOCK = ".lock"
 _BATCH = "train/batch_"  # metrics of single batches begin so; all others are of whole epochs
 _FINAL_METRICS = {"best/val_acc": "val/acc", "final/test_acc": "test/acc", "final/test_loss": "test/loss"}
 
@@ -52,6 +54,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, root: Path | str, name: str, version: str | None = None) -> None:
         super().__init__(root, name, version, default_hp_metric=False)
         self._new = version is None
+        self._lock: BaseFileLock | None = None
         self._laid_out = False  # whether TensorBoard was told which curves to draw in one chart
 
     @property
@@ -65,6 +68,7 @@ class RunLogger(TensorBoardLogger):
             try:
                 Path(self.log_dir).mkdir(parents=True)
                 self._new = False
+                self.hold()
             except FileExistsError:  # another run has just taken this number
                 self._version = int(self.version) + 1
         writer: SummaryWriter = super().experiment
@@ -73,6 +77,29 @@ class RunLogger(TensorBoardLogger):
             both = {name: ["Multiline", [f"^train/{name}$", f"^val/{name}$"]] for name in ("loss", "acc")}
             writer.add_custom_scalars({"training and validation": both})
         return writer
+
+    def hold(self) -> None:
+        """Keep other trainings out of the run's directory until this one ends.
+
+        Raises:
+            UserError: Another one is at work there.
+        """
+        lock = FileLock(Path(self.log_dir, _LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"another training is at work in '{self.log_dir}': wait for its end, or leave out --ckpt_path for a "
+                "new run."
+            ) from error
+        self._lock = lock
+
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if self._lock is not None:
+            Path(self._lock.lock_file).unlink(missing_ok=True)  # first, or it might be another one's
+            self._lock.release()
+            self._lock = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
         metrics = dict(metrics)

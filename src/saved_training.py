@@ -86,18 +86,28 @@ class SavedTraining:
             if anew:
                 advice = f"Take its backbone alone, instead of run.warm_start: --model.weights {self.path}."
             raise UserError(f"'{self.path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. {advice}")
+        broken = [name for name, value in saved.items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"'{self.path}' holds weights that are infinite or no numbers, in {broken[0]}: its training went wrong."
+            )
 
-    def check_size(self, wanted: int) -> None:
+    def check_size(self, stored: int, enlarged: int) -> None:
         """Refuse images of another size than in training, where each thing in them would look larger or smaller.
 
         Args:
-            wanted: Height and width of the images at hand, in pixels.
+            stored: Height and width of the images at hand, in pixels.
+            enlarged: The same of what enters the network.
         """
-        saved = self.content.get("hyper_parameters", {}).get("image_size")
-        if saved not in (None, wanted):
+        network = self.content.get("hyper_parameters", {}).get("image_size", enlarged)
+        images = self.data.get("image_size", stored if network == enlarged else network)
+        if (images, network) != (stored, enlarged):
+            was, now = (
+                f"{a} pixels" + f", enlarged to {b}" * (a != b) for a, b in ((images, network), (stored, enlarged))
+            )
             raise UserError(
-                f"'{self.path}' was trained on images of {saved} pixels, and these have {wanted}: use the config.yaml "
-                "of its run, or give its data.source.init_args.image_size and data.input_size."
+                f"'{self.path}' was trained on images of {was}, and these have {now}: use the config.yaml of its run, "
+                "or give its data.source.init_args.image_size and data.input_size."
             )
 
     def check_ranges(self) -> None:

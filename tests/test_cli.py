@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import inspect
 import json
 import logging
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import Profiler
@@ -35,7 +37,7 @@ from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.history import read_history
 from src.callbacks.summary import Summary
 from src.callbacks.unfreezing import StagedUnfreezing
-from src.cli import main
+from src.cli import ThawParser, main
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
@@ -465,7 +467,61 @@ def test_images_of_another_size_than_in_training_are_refused(
     words = sample("--run.root", str(borrowed.root), "--ckpt_path", checkpoint, "--trainer.max_epochs", "3")
     with pytest.raises(SystemExit):
         execute(command, *words, "--data.input_size", "48")
-    assert "was trained on images of 32 pixels, and these have 48" in capsys.readouterr().err
+    assert "was trained on images of 32 pixels, and these have 32 pixels, enlarged to 48" in capsys.readouterr().err
+
+
+def test_a_network_of_which_nothing_is_left_is_not_kept(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        execute(
+            "fit",
+            *sample("--model.optimizer.init_args.lr", "1e38", "--trainer.max_epochs", "3", "--run.name", "too_fast"),
+        )
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        "error: in epoch 0, counted from 0, weights became infinite or no numbers"
+    )
+    assert not (home / "runs" / "too_fast" / "version_0" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_weights_that_are_no_numbers_are_refused(
+    borrowed: Run, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = borrowed.directory / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["head.linear.bias"][0] = torch.nan
+    torch.save(content, file)
+    with pytest.raises(SystemExit):
+        execute(command, *sample("--ckpt_path", "best", "--trainer.max_epochs", "3"))
+    assert "best.ckpt' holds weights that are infinite or no numbers, in head.linear.bias" in capsys.readouterr().err
+
+
+def test_two_trainings_do_not_share_a_run(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    words = sample("--trainer.max_epochs", "2", "--run.test_after_fit", "false")
+    with FileLock(borrowed.directory / ".lock"), pytest.raises(SystemExit) as stopped:
+        execute("fit", *words, "--ckpt_path", "last")
+    assert stopped.value.code == 1
+    assert "runs/head/version_1': wait for its end" in capsys.readouterr().err
+    assert len(borrowed.history) == 1
+    execute("fit", *words, "--ckpt_path", "last")
+    assert len(borrowed.history) == 2
+    assert not (borrowed.directory / ".lock").exists()
+
+
+def test_the_configuration_of_a_continued_run_is_never_half_written(
+    borrowed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = borrowed.config
+
+    def fail(self: ThawParser, config: Any, path: str, **_: Any) -> None:
+        Path(path).write_text("")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ThawParser, "save", fail)
+    with pytest.raises(SystemExit):
+        execute("fit", *sample("--ckpt_path", "last", "--trainer.max_epochs", "2"))
+    assert borrowed.config == before
+    assert not list(borrowed.directory.glob(".*"))
 
 
 def nothing(folder: Path) -> Path:

@@ -88,10 +88,13 @@ def test_another_program_reads_it_as_the_readme_says(
     assert 0.1 <= float(share) <= 1
 
 
-def test_a_file_can_be_named_and_is_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_can_be_named_and_is_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "new" / "network.onnx"
     for checkpoint in ("best.ckpt", "last.ckpt"):
-        main([str(run / "checkpoints" / checkpoint), "--output", str(path)])
+        main([str(run / "checkpoints" / checkpoint), "--output=~/new/network.onnx"])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{path} takes images, uint8 (N, H, W, 3), and gives probabilities (N, 10)."
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -136,6 +139,33 @@ def test_a_checkpoint_that_lacks_something_is_refused(
     del saved.content[part][missing]
     with pytest.raises(UserError, match=message):
         export(saved, tmp_path / "network.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_are_refused(run: Path, tmp_path: Path) -> None:
+    saved = SavedTraining.read(run / "checkpoints" / "best.ckpt")
+    saved.content["state_dict"]["head.linear.bias"][0] = torch.nan
+    with pytest.raises(UserError, match=r"infinite or no numbers, in head\.linear\.bias"):
+        export(saved, tmp_path / "network.onnx")
+
+
+def test_what_does_not_fit_into_one_file_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.export._LARGEST", 50_000_000)
+    with pytest.raises(UserError, match=r"take 0\.1 GB, and one ONNX file holds 0\.1"):
+        export(SavedTraining.read(run / "checkpoints" / "best.ckpt"), tmp_path / "network.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_takes_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.export._largest_difference", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main([str(run), "--output", str(tmp_path / "network.onnx")])
+    assert (ended.value.code, capsys.readouterr().err) == (130, "stopped by SIGINT\n")
     assert list(tmp_path.iterdir()) == []
 
 

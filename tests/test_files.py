@@ -1,13 +1,14 @@
-"""`replacing`: the old file or the new one, never half of one and nothing beside it."""
+"""Files: the old one or the new one, never half of one and nothing beside it; and one process at a time."""
 
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from src.files import replacing, user_path
+from src.files import one_at_a_time, replacing, user_path
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -104,3 +105,27 @@ def test_bytes_are_on_the_disk_before_the_name_changes(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", record)
     write(path, "whole")
     assert synced[0] == (len("whole"), False)
+
+
+def test_who_waits_for_another_process_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("src.files._PATIENCE", 0.05)
+    order = []
+    with one_at_a_time(tmp_path / "lock", "sleeping"):
+        other = threading.Thread(target=wait_and_note, args=(tmp_path / "lock", order))
+        other.start()
+        while "waiting" not in (said := capsys.readouterr().out):
+            assert other.is_alive()
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+    assert said == f"another process is sleeping; waiting for it to end ({tmp_path / 'lock'})\n"
+    with one_at_a_time(tmp_path / "lock", "sleeping"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def wait_and_note(lock: Path, order: list[str]) -> None:
+    with one_at_a_time(lock, "sleeping"):
+        order.append("second")

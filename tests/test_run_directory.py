@@ -35,6 +35,17 @@ def test_run_name_from_within_the_run_directory(tmp_path: Path, monkeypatch: pyt
     assert run_name(RunOptions(), [Path("config.yaml")]) == "last4"
 
 
+def test_a_new_run_is_held_until_its_training_ends(tmp_path: Path) -> None:
+    first, second = (RunLogger(tmp_path, "last4", version) for version in (None, "version_0"))
+    _ = first.experiment
+    with pytest.raises(UserError, match="another training is at work in"):
+        second.hold()
+    first.finalize("success")
+    second.hold()
+    second.finalize("failed")
+    assert not list((tmp_path / "last4" / "version_0").glob(".*"))
+
+
 def make_run(root: Path, version: str, *checkpoints: str) -> Path:
     folder = root / "last4" / version
     (folder / "checkpoints").mkdir(parents=True)

@@ -214,7 +214,14 @@ class TransferClassifier(LightningModule):
             self.logger.log_metrics({"train/batch_loss": loss}, steps - 1)
 
     def on_train_epoch_end(self) -> None:
+        loss = self.train_metrics.compute()["loss"]
         self._log_epoch("train", self.train_metrics)
+        # One batch's overflow in 16-mixed is no loss, for its step is left out.
+        if not loss.isfinite() and not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise UserError(
+                f"in epoch {self.current_epoch}, counted from 0, weights became infinite or no numbers: start again "
+                "with lower rates (model.optimizer.init_args.lr, unfreezing.rates), or with trainer.gradient_clip_val."
+            )
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """Give the probabilities, (N, classes)."""

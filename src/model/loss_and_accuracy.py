@@ -8,9 +8,9 @@ from torchmetrics import Metric
 
 
 class LossAndAccuracy(Metric):
-    """Average the loss, and count the right predictions, over all images of all processes.
+    """Average the loss, and count the right predictions, over all images of all processes. NaN is never right.
 
-    torchmetrics has a metric for each; together they take 27 tensor operations of every step, this one nine. On a GPU
+    torchmetrics has a metric for each; together they take 27 tensor operations of every step, this one eleven. On a GPU
     each is a launch.
     """
 
@@ -34,7 +34,8 @@ class LossAndAccuracy(Metric):
             loss: The batch's mean, ().
         """
         self.loss += loss.detach() * len(labels)
-        self.right += (logits.detach().argmax(dim=1) == labels).sum()
+        values, guesses = logits.detach().max(dim=1)
+        self.right += ((guesses == labels) & (values == values)).sum()  # a row with NaN in it has NaN for its maximum
         self.seen += len(labels)
 
     def compute(self) -> dict[str, Tensor]:

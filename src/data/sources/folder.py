@@ -10,12 +10,11 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
-from filelock import FileLock
 
 from src.data.sources.base import Images, Source
 from src.data.sources.image_files import ImageFile, checked_side, decode_all, in_memory, list_images, shorten
 from src.errors import UserError
-from src.files import replacing, user_path
+from src.files import one_at_a_time, replacing, user_path
 
 SPLITS = ("train", "val", "test")
 CACHE = ".thaw-cache"
@@ -56,7 +55,8 @@ class ImageFolder(Source):
         return self._listing.classes
 
     def prepare(self) -> None:
-        with FileLock(Path(gettempdir(), f"thaw-{Path.home().name}-{_digest(self.root)}.lock")):
+        lock = Path(gettempdir(), f"thaw-{Path.home().name}-{_digest(self.root)}.lock")
+        with one_at_a_time(lock, f"decoding the images of '{self.root}'"):
             self._prepare()  # by one of the processes of a machine, the others find it done
 
     def _prepare(self) -> None:

@@ -1,0 +1,43 @@
+"""Whether a checkpoint fits what is asked of it; whole commands ask it in test_cli.py and test_errors.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.errors import UserError
+from src.saved_training import SavedTraining
+
+
+def trained(stored: int | None, enlarged: int) -> SavedTraining:
+    data: dict[str, Any] = {} if stored is None else {"image_size": stored}
+    return SavedTraining(Path("best.ckpt"), {"hyper_parameters": {"image_size": enlarged}, "ImageDataModule": data})
+
+
+@pytest.mark.parametrize(
+    ("saved", "stored", "enlarged"),
+    [
+        (trained(32, 32), 32, 32),
+        (trained(32, 64), 32, 64),
+        (trained(None, 64), 64, 64),  # of an earlier version, which did not tell
+        (trained(None, 64), 32, 64),
+    ],
+)
+def test_images_of_the_same_size(saved: SavedTraining, stored: int, enlarged: int) -> None:
+    saved.check_size(stored, enlarged)
+
+
+@pytest.mark.parametrize(
+    ("saved", "stored", "enlarged", "message"),
+    [
+        (trained(32, 64), 64, 64, "images of 32 pixels, enlarged to 64, and these have 64 pixels:"),
+        (trained(64, 64), 32, 64, "images of 64 pixels, and these have 32 pixels, enlarged to 64:"),
+        (trained(32, 32), 48, 48, "images of 32 pixels, and these have 48 pixels:"),
+        (trained(None, 64), 32, 32, "images of 64 pixels, and these have 32 pixels:"),
+    ],
+)
+def test_images_of_another_size(saved: SavedTraining, stored: int, enlarged: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        saved.check_size(stored, enlarged)
