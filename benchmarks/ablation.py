@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.training import spread, train
+from benchmarks.training import mean_and_std, train
 from src.callbacks.history import Row
 from src.model.vgg import VGGBackbone
 
@@ -95,10 +95,10 @@ def table(found: dict[str, dict[int, list[Row]]]) -> str:
     }
     for change, by_seed in found.items():
         last = [[row for row in rows if "val/acc" in row][-1] for rows in by_seed.values()]
-        columns = [change, str(len(last)), spread([*best[change].values()])]
+        columns = [change, str(len(last)), mean_and_std([*best[change].values()])]
         pairs = [best[change][seed] - best[BASE][seed] for seed in by_seed if seed in best[BASE]]
-        columns += ["" if change == BASE else spread(pairs)]
-        columns += [spread([row[name] for row in last]) for name in ("val/acc", "train/acc")]
+        columns += ["" if change == BASE else mean_and_std(pairs)]
+        columns += [mean_and_std([row[name] for row in last]) for name in ("val/acc", "train/acc")]
         columns += [f"{sum(sum(r['train_seconds'] for r in rows) for rows in by_seed.values()) / len(last):,.0f}"]
         text += f"| {' | '.join(columns)} |\n"
     return text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import Spread, finished
+from benchmarks.timing import Quartiles, finished
 from src.model import small_maps
 from src.model.classifier import TransferClassifier
 
@@ -25,7 +25,7 @@ def matrix_products(device: str = "cpu", dtype: torch.dtype = torch.float32) -> 
     return ways
 
 
-def matrix_rate(times: Iterable[Spread], device: str = "cpu") -> float:
+def matrix_rate(times: Iterable[Quartiles], device: str = "cpu") -> float:
     """Work out the rate of the fastest way, in GFLOP/s."""
     return max(2 * SIDE[device] ** 3 / each.median / 1e9 for each in times)
 

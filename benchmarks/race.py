@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.arithmetic import matrix_products, matrix_rate, step_gflop
-from benchmarks.contestants import material
+from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
+from benchmarks.contestants import BATCH, TRAINABLE, material
 from benchmarks.timing import commit, interleave
 from src.callbacks.figures import new_figure, write_png
 from src.model import int8
@@ -201,13 +201,13 @@ def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
             ratio = racers[bare].rate("train") / racers[name].rate("train")
             lines += ["", f"{what} takes {ratio:.3f} times as long as the bare loop's."]
     if THAW in racers:
-        gflop = step_gflop(material.model(job), torch.zeros(material.BATCH, 3, 32, 32))
+        gflop = step_gflop(material.model(job), torch.zeros(BATCH, 3, 32, 32))
         ours = gflop * racers[THAW].rate("train")
         rate = matrix_rate(interleave(matrix_products(), rounds=20).values())
         lines += [
             "",
             f"Without a cache thaw computes {ours:.0f} GFLOP/s, {ours / rate:.0%} of the {rate:.0f} of a product of "
-            "2048 × 2048 matrices.",
+            f"{SIDE['cpu']} × {SIDE['cpu']} matrices.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -235,7 +235,7 @@ def main() -> None:
     """Race, print the tables, and write them with a picture."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", nargs="+", default=["last4", "head"], choices=list(material.TRAINABLE))
+    parser.add_argument("--jobs", nargs="+", default=["last4", "head"], choices=list(TRAINABLE))
     parser.add_argument(
         "--only", nargs="+", default=[*EVERYONE], choices=EVERYONE, metavar="NAME", help="who takes part, of the tables"
     )
@@ -248,7 +248,7 @@ def main() -> None:
     keras = options.keras if options.keras.exists() else None
     results = {}
     text = (
-        f"torch {torch.__version__}, {os.cpu_count()} CPU cores, batch {material.BATCH}, 32×32 pixels, random weights, "
+        f"torch {torch.__version__}, {os.cpu_count()} CPU cores, batch {BATCH}, 32×32 pixels, random weights, "
         f"commit {commit()}. Images per second: median (quartiles).\n"
     )
     for job in options.jobs:

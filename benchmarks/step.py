@@ -2,8 +2,8 @@
 
     python -m benchmarks.step [--layers 4] [--batch-size 32] [--half] [--compile] [--device cuda] [--rounds 50]
 
-With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit, it tells
-what a change of the step brought.
+With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit, with
+arithmetic.py and timing.py, it tells what a change of the step brought.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 
-class Spread(NamedTuple):
+class Quartiles(NamedTuple):
     """Seconds a call."""
 
     median: float
@@ -22,7 +22,7 @@ class Spread(NamedTuple):
     """Quarter of the calls were slower."""
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, Spread]:
+def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, Quartiles]:
     """Call each candidate once a round, so that whatever else the machine does hits all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + rounds):
@@ -31,7 +31,7 @@ def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warm
             call()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: _spread(values) for name, values in seconds.items()}
+    return {name: _quartiles(values) for name, values in seconds.items()}
 
 
 def finished(call: Callable[[], object], device: str) -> Callable[[], object]:
@@ -53,6 +53,6 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _spread(values: list[float]) -> Spread:
+def _quartiles(values: list[float]) -> Quartiles:
     low, _, high = statistics.quantiles(values, n=4)
-    return Spread(statistics.median(values), low, high)
+    return Quartiles(statistics.median(values), low, high)

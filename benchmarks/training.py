@@ -40,7 +40,7 @@ def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
     return done
 
 
-def spread(shares: list[float]) -> str:
+def mean_and_std(shares: list[float]) -> str:
     """Write the mean of shares in percent and, of several, their standard deviation."""
     text = f"{100 * statistics.mean(shares):.1f}"
     return f"{text} ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else text

@@ -14,7 +14,7 @@ import os
 import statistics
 from pathlib import Path
 
-from benchmarks.training import spread, train
+from benchmarks.training import mean_and_std, train
 from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import Row
 
@@ -69,7 +69,7 @@ def main() -> None:
         columns = [best, [curve[-1][1] for curve in curves], [history[-1]["train/acc"] for history in rows]]
         name = "a new one each epoch" if views == epochs else str(views)
         total = min(views, epochs) * fresh + max(0, epochs - views) * cached
-        text += f"| {name} | {' | '.join(map(spread, columns))} | {total:,.0f} s |\n"
+        text += f"| {name} | {' | '.join(map(mean_and_std, columns))} | {total:,.0f} s |\n"
         by_views.errorbar(
             place, 100 * statistics.mean(best), _deviation(best), marker="o", capsize=4, color=f"C{place}"
         )

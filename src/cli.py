@@ -497,7 +497,7 @@ def main(args: Sequence[str] | None = None) -> None:
             args=args,
         )
     except (UserError, MisconfigurationException, ModuleNotFoundError, OSError, torch.OutOfMemoryError) as error:
-        text = _told(error)
+        text = _user_message(error)
         if text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
@@ -516,7 +516,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise
 
 
-def _told(error: Exception) -> str | None:
+def _user_message(error: Exception) -> str | None:
     """Say what a user can mend; None if it is a defect."""
     if isinstance(error, MisconfigurationException):
         return plain_trainer(str(error))

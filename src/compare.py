@@ -22,7 +22,7 @@ from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import CSV as HISTORY
 from src.callbacks.history import Row, read_history
 from src.callbacks.predictions import REPORT
-from src.errors import UserError, WordParser, told_in_one_line
+from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
 from src.process import replace_unknown_letters
 from src.run_directory import CONFIG, run_at, settings
@@ -63,6 +63,11 @@ class Run:
         return told | {"run.warm_start": self.config["run"].get("warm_start")}
 
     @property
+    def layers(self) -> str:
+        """How many train, stage by stage."""
+        return " → ".join(map(str, self.config["unfreezing"]["stages"].values()))
+
+    @property
     def minutes(self) -> list[float]:
         """Minutes of training up to the end of each epoch, validation not counted."""
         # Runs of earlier versions lack it where they were continued at the end of an epoch.
@@ -73,7 +78,7 @@ class Run:
         rows = zip(self.minutes, self.history, strict=True)
         return [(minutes, row["epoch"] + 1, row[metric]) for minutes, row in rows if metric in row]
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Give the figures of the table that can be averaged, as far as this run has them."""
         validated = [row["val/acc"] for row in self.history if "val/acc" in row]
         rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
@@ -120,7 +125,7 @@ def _read_run(path: Path) -> Run:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
         run = Run(folder, f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
         # All that will be asked of it, while it is known which run it is about.
-        _ = table([[run]]), run.recipe, [row["epoch"] for row in run.history]
+        _ = run.layers, run.recipe, run.metrics(), [row["epoch"] for row in run.history]
     except (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"the run '{folder}' has a damaged {CONFIG}, {HISTORY} or {REPORT}: {error!r}.") from error
     return run
@@ -150,10 +155,8 @@ def table(groups: Sequence[Sequence[Run]]) -> list[dict[str, str]]:
     """Lay out one row a recipe: mean, and standard deviation where there are several runs."""
     rows = []
     for group, differing in zip(groups, _differing([group[0].settings for group in groups]), strict=True):
-        stages = group[0].config["unfreezing"]["stages"]
-        row = {"recipe": label(group), "runs": str(len(group)), "settings": differing}
-        row["layers"] = " → ".join(map(str, stages.values()))
-        every = [run.figures() for run in group]
+        row = {"recipe": label(group), "runs": str(len(group)), "settings": differing, "layers": group[0].layers}
+        every = [run.metrics() for run in group]
         for name in COLUMNS[4:]:
             values = [figures[name] for figures in every if name in figures]
             row[name] = _write(name, values) if values else ""
@@ -225,7 +228,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
     """
-    parser = WordParser(
+    parser = OneLineParser(
         prog="python -m src.compare",
         description="Compare runs in a table and a picture.",
         example="python -m src.compare runs/head runs/last4",

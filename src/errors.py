@@ -16,7 +16,7 @@ class UserError(Exception):
     """
 
 
-class WordParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Take wrong words for a UserError, instead of printing the whole usage.
 
     Args:

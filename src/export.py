@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.callbacks.checkpoints import BEST, FOLDER
-from src.errors import UserError, WordParser, told_in_one_line
+from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
 from src.process import replace_unknown_letters
@@ -34,7 +34,7 @@ _TOLERANCE = (
 )
 
 
-class Answering(nn.Module):
+class InferenceModel(nn.Module):
     """Tell the probabilities of images as they come.
 
     Args:
@@ -71,7 +71,7 @@ class Answering(nn.Module):
         return pixels.round().clamp(0, 255)
 
 
-def answering(saved: SavedTraining) -> Answering:
+def inference_model(saved: SavedTraining) -> InferenceModel:
     """Rebuild what a checkpoint holds, in single precision, whatever the training's.
 
     Raises:
@@ -85,7 +85,7 @@ def answering(saved: SavedTraining) -> Answering:
     network.load_state_dict(saved.content["state_dict"])
     # Checkpoints of earlier versions tell the size of what enters the network only.
     side = saved.data.get("image_size", network.image_size)
-    return Answering(network, side, saved.data["mean"], saved.data["std"]).eval()
+    return InferenceModel(network, side, saved.data["mean"], saved.data["std"]).eval()
 
 
 def export(saved: SavedTraining, path: Path) -> float:
@@ -103,7 +103,7 @@ def export(saved: SavedTraining, path: Path) -> float:
         RuntimeError: ONNX Runtime finds other probabilities.
         OSError: The file cannot be written.
     """
-    network = answering(saved)
+    network = inference_model(saved)
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
     if size > _LARGEST:
         raise UserError(
@@ -127,7 +127,7 @@ def export(saved: SavedTraining, path: Path) -> float:
     return difference
 
 
-def _largest_difference(network: Answering, path: Path) -> float:
+def _largest_difference(network: InferenceModel, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -177,7 +177,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With code 1, after one line on standard error, if the user can mend what went wrong.
     """
-    parser = WordParser(
+    parser = OneLineParser(
         prog="python -m src.export",
         description="Write a trained network as one ONNX file, from an image's bytes to the probabilities.",
         example="python -m src.export runs/last4",

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("MPLBACKEND", None)  # the code must do without a display by itself
-
-
-@pytest.fixture(autouse=True)
-def _no_pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide pytest's own arguments: LightningCLI warns when `sys.argv` and `args` are both given."""
-    monkeypatch.setattr(sys, "argv", sys.argv[:1])
 
 
 def missing_data() -> str | None:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -41,6 +40,7 @@ from src.cli import ThawParser, main
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
+from src.preflight import METRICS
 from src.run_directory import RunOptions
 
 TRAIN, VAL, TEST, BATCH = 35, 15, 10, 12
@@ -73,8 +73,7 @@ class Run(NamedTuple):
 def execute(*words: str) -> str:
     """Run a command as if from the command line, and return what it prints."""
     printed = StringIO()
-    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", sys.argv[:1])
+    with redirect_stdout(printed):
         main(words)
     return printed.getvalue()
 
@@ -192,6 +191,7 @@ def test_history(run: Run) -> None:
         "trainable_parameters",
         "images_per_second",
     } | measured <= (rows[0].keys())
+    assert {name for name in rows[0] if name.startswith(("train/", "val/"))} - {"train/seconds"} == set(METRICS)
     for row in rows:
         assert row["lr/head"] == pytest.approx(1e-3)
         assert row["lr/block5_conv3"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,6 @@ def test_header_of_an_overlay(overlay: str) -> None:
 @pytest.mark.parametrize("command", documented())
 def test_commands_in_the_documents_are_right(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(sys, "argv", sys.argv[:1])
     words = shlex.split(command)
     parse(monkeypatch, *words[words.index("src.cli") + 1 :], until="before_instantiate_classes")
 
@@ -160,7 +158,6 @@ def test_commands_in_the_documents_are_right(command: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
 def test_commands_in_headers_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(sys, "argv", sys.argv[:1])
     assert commands(path)
     for command in commands(path):
         parse(monkeypatch, *command[3:])

@@ -174,6 +174,7 @@ def _answer_half(listener: socket.socket) -> None:
     with first:
         first.recv(4096)
         first.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+        listener.settimeout(10)  # or a download that is not tried again would have the test wait for ever
         second, _ = listener.accept()
         second.close()
 

@@ -479,7 +479,7 @@ def test_run_root_without_permission(fail: Fail, tmp_path: Path) -> None:
 def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as above, for those who run the tests as root."""
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(Exception, match=r"no permission to write.*--run\.root"):
+    with pytest.raises(UserError, match=r"no permission to write.*--run\.root"):
         make_folder(tmp_path, "runs", "--run.root")
 
 

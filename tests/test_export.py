@@ -18,7 +18,7 @@ from src import cli
 from src.data.sources import Sample
 from src.data.sources.image_files import decode_all
 from src.errors import UserError
-from src.export import answering, export, main
+from src.export import export, inference_model, main
 from src.saved_training import SavedTraining
 
 SIDE, ENLARGED = 32, 48
@@ -31,9 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [word for config in configs for word in ("--config", str(config))]
     root = tmp_path_factory.mktemp("runs")
     options = f"--data.source.init_args.size 50 --trainer.max_epochs 4 --data.batch_size 4 --run.root {root}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", sys.argv[:1])
-        cli.main(["fit", *words, *options.split(), "--data.input_size", str(ENLARGED), "--trainer.accelerator", "cpu"])
+    cli.main(["fit", *words, *options.split(), "--data.input_size", str(ENLARGED), "--trainer.accelerator", "cpu"])
     return root / "last4" / "version_0"
 
 
@@ -67,7 +65,7 @@ def test_it_resizes_photographs_as_a_folder_does(
     decoded, _ = decode_all([tmp_path / "photo.png"], SIDE, "photo")
     (small,) = decoded.transpose(0, 2, 3, 1)
     saved = SavedTraining.read(run / "checkpoints" / "best.ckpt")
-    pixels = answering(saved).resized(torch.from_numpy(photo[None])).numpy()
+    pixels = inference_model(saved).resized(torch.from_numpy(photo[None])).numpy()
     assert np.abs(pixels - decoded).max() <= 2
     assert np.abs(pixels - decoded).mean() < 0.1
     assert np.array_equal(pixels, np.round(pixels))
@@ -118,9 +116,9 @@ def test_what_onnx_runtime_finds_otherwise_is_not_kept(
 
 def test_a_checkpoint_of_an_earlier_version_does_not_tell_what_was_enlarged(run: Path) -> None:
     saved = SavedTraining.read(run / "checkpoints" / "best.ckpt")
-    assert answering(saved).side == SIDE
+    assert inference_model(saved).side == SIDE
     del saved.data["image_size"]
-    assert answering(saved).side == ENLARGED
+    assert inference_model(saved).side == ENLARGED
 
 
 @pytest.mark.parametrize(

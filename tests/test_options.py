@@ -50,7 +50,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     ],
     ids=lambda words: words[0].removeprefix("--"),
 )
-def test_option_changes_what_every_stage_learns(
+def test_option_changes_what_every_layer_learns(
     tmp_path: Path, plain: dict[str, torch.Tensor], words: list[str]
 ) -> None:
     weights = fit(tmp_path, *words)

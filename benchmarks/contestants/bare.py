@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.contestants import material
+from benchmarks.contestants import BATCH, material
 from benchmarks.contestants.signals import Gate
 from src.data.datamodule import ArrayDataset, ImageDataModule
 from src.model.classifier import TransferClassifier
@@ -41,7 +41,7 @@ def main() -> None:
         model.train()
         seen, right, total = 0, torch.zeros(()), torch.zeros(())
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
-        for positions in order.split(material.BATCH):
+        for positions in order.split(BATCH):
             indices = train.chosen[positions]
             if entry:
                 inputs = kept["train"].index_select(0, indices)
@@ -61,7 +61,7 @@ def main() -> None:
         gate.begin()
         model.eval()
         with torch.no_grad():
-            for positions in torch.arange(len(val)).split(material.BATCH):
+            for positions in torch.arange(len(val)).split(BATCH):
                 indices = val.chosen[positions]
                 inputs = kept["val"].index_select(0, indices) if entry else data.standardized(val.pixels[indices])
                 logits = model(inputs, entry)

@@ -14,10 +14,8 @@ import keras
 import numpy as np
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
+from benchmarks.contestants import BATCH, TRAINABLE
 from benchmarks.contestants.signals import Gate
-
-BATCH = 32
-TRAINABLE = {"last4": 4, "head": 0}
 
 
 class AtTheGate(keras.callbacks.Callback):

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.contestants import BATCH, TRAINABLE
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS
 
-TRAINABLE = {"last4": 4, "head": 0}
-BATCH = 32
 IMAGES = int(os.environ.get("THAW_BENCH_IMAGES", "1372"))  # 70 % of them to train: 30 steps an epoch
 SEED = 777
 

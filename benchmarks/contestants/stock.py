@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models import vgg16
 from torchvision.transforms import v2
 
-from benchmarks.contestants import material
+from benchmarks.contestants import BATCH, material
 from benchmarks.contestants.thaw import AtTheGate
 from src.data.datamodule import ArrayDataset
 
@@ -82,7 +82,7 @@ def main() -> None:
     random = [v2.RandomHorizontalFlip(), v2.RandomAffine(30, translate=(0.1, 0.1), scale=(0.8, 1.2))]
     train, val = (
         DataLoader(
-            Samples(data.datasets[split], v2.Compose(transforms)), batch_size=material.BATCH,
+            Samples(data.datasets[split], v2.Compose(transforms)), batch_size=BATCH,
             shuffle=split == "train", num_workers=int(workers), persistent_workers=int(workers) > 0,
         )
         for split, transforms in (("train", [*random, *common]), ("val", common))

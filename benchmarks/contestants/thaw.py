@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.contestants import BATCH
 from benchmarks.contestants.signals import Gate
 
 
@@ -47,11 +48,10 @@ class AtTheGate(Callback):
 
 def main() -> None:
     """Run `fit` with a recipe of ours."""
-    from benchmarks.contestants.material import BATCH, IMAGES, SEED
+    from benchmarks.contestants.material import IMAGES, SEED
     from src.cli import main as thaw
 
     job, views, folder, *more = sys.argv[1:]
-    sys.argv = sys.argv[:1]
     options = {
         "data.source.size": IMAGES, "data.batch_size": BATCH, "seed_everything": SEED, "feature_cache.views": views,
         "trainer.max_epochs": 1000, "run.test_after_fit": "false",

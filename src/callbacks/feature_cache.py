@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +94,7 @@ class FrozenFeatureCache(Callback):
             self.stage = stage
             self._begin_stage(trainer, model)
         if "train" in self.stores:
-            self.stores["train"].view = trainer.current_epoch % self.views
+            self.stores["train"].view = _data(trainer).view_of(trainer.current_epoch)
 
     def _begin_stage(self, trainer: Trainer, model: TransferClassifier) -> None:
         data = _data(trainer)
@@ -106,20 +107,19 @@ class FrozenFeatureCache(Callback):
             return
         shape = output_shapes(model.image_size)[model.depth - 1]
         dtype = _feature_type(trainer, model)
-        left = int(self.limit_gib * _GIB)
+        wanted = {"val": 1, "train": self.views or 1}
+        # The largest share of a process, so that all of them keep as many views.
+        shares = {split: -(-len(data.datasets[split]) // trainer.world_size) for split in wanted}
+        sizes = {split: share * torch.Size(shape).numel() * dtype.itemsize for split, share in shares.items()}
+        fitting = views_that_fit(int(self.limit_gib * _GIB), wanted, sizes)
         network = self._network(trainer, model) if self.place == "disk" else {}
-        # Validation first: every epoch uses all of it.
-        for split, views in (("val", 1), ("train", self.views or 1)):
+        for split, kept in fitting.items():
             dataset = data.datasets[split]
             images, own = len(dataset.labels), data.own_images(split)
-            share = -(-len(dataset) // trainer.world_size)  # the largest, so that all processes keep as many views
-            size = share * torch.Size(shape).numel() * dtype.itemsize
-            kept = min(views, left // size)
-            left -= kept * size
-            if kept < views:
+            if kept < wanted[split]:
                 rank_zero_only(print)(
-                    f"feature cache: {kept} of {views} {split} view(s) fit into {self.limit_gib:g} GiB "
-                    f"({size / _GIB:.2g} GiB each); the others are computed anew each time",
+                    f"feature cache: {kept} of {wanted[split]} {split} view(s) fit into {self.limit_gib:g} GiB "
+                    f"({sizes[split] / _GIB:.2g} GiB each); the others are computed anew each time",
                     flush=True,
                 )
             self._remove(trainer, split, kept)
@@ -172,6 +172,21 @@ class FrozenFeatureCache(Callback):
         self.stores = {}
         for dataset in _data(trainer).datasets.values():
             dataset.features = None
+
+
+def views_that_fit(limit: int, wanted: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Give each split in turn as many of the views it wants as the rest of the limit holds.
+
+    Args:
+        limit: Bytes that there are.
+        wanted: Views of each split, in the order in which they are served: validation first, for every epoch uses it.
+        sizes: Bytes of a view of each split.
+    """
+    fitting = {}
+    for split, views in wanted.items():
+        fitting[split] = min(views, limit // sizes[split])
+        limit -= fitting[split] * sizes[split]
+    return fitting
 
 
 def _part(trainer: Trainer) -> str:

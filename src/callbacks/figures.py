@@ -40,10 +40,10 @@ class FirstBatch(Callback):
             pasted = zip(titles, batch.other_labels.tolist(), batch.other_shares.tolist(), strict=False)
             titles = [f"{own} + {share:.0%} {data.classes[other]}" if share else own for own, other, share in pasted]
         figure = grid_figure(pixels, titles, "first training batch, augmented")
-        show(trainer, "first_batch", figure, self.directory / FIRST_BATCH)
+        save_and_log(trainer, "first_batch", figure, self.directory / FIRST_BATCH)
 
 
-def show(trainer: Trainer, tag: str, figure: Figure, path: Path) -> None:
+def save_and_log(trainer: Trainer, tag: str, figure: Figure, path: Path) -> None:
     """Put a figure into the run directory and into TensorBoard."""
     write_png(figure, path)
     logger: Any = trainer.logger

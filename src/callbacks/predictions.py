@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional import classification
 
 from src.batch import Batch
-from src.callbacks.figures import confusion_figure, grid_figure, show, write_png
+from src.callbacks.figures import confusion_figure, grid_figure, save_and_log, write_png
 from src.data.datamodule import ArrayDataset, ImageDataModule
 from src.data.sources import UNKNOWN
 from src.files import printable, replacing
@@ -45,7 +45,7 @@ class Predictions(NamedTuple):
     """One probability a class, float32, (N, classes)."""
 
     @property
-    def have_truth(self) -> bool:
+    def have_labels(self) -> bool:
         """Whether the true classes are known."""
         return bool((self.labels != UNKNOWN).all())
 
@@ -93,11 +93,11 @@ class PredictionWriter(Callback):
         plain, shown = found[0], found[-1]  # averaged ones, if there are any
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         dataset = data.datasets[split]
-        report = test_report(plain, data.classes)
+        report = classification_report(plain, data.classes)
         if trainer.ckpt_path:
             report = {"checkpoint": Path(trainer.ckpt_path).name} | report
         if shown is not plain:
-            averaged = test_report(shown, data.classes)
+            averaged = classification_report(shown, data.classes)
             report["test_time_augmentation"] = {key: averaged[key] for key in _WHOLE}
         self._write(shown, dataset, data.classes, f"{prefix}{PREDICTIONS}.csv")
         with replacing(self.directory / name) as temporary:
@@ -107,7 +107,7 @@ class PredictionWriter(Callback):
             (CONFUSION, confusion_figure(report["confusion_matrix"], data.classes)),
             (PREDICTIONS, _examples(shown, dataset, data.classes, title)),
         ):
-            show(trainer, f"{prefix}{kind}", figure, self.directory / f"{prefix}{kind}.png")
+            save_and_log(trainer, f"{prefix}{kind}", figure, self.directory / f"{prefix}{kind}.png")
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         (predictions,) = self._gather(trainer)
@@ -115,7 +115,7 @@ class PredictionWriter(Callback):
             return
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         dataset = data.datasets[data.predicted]
-        if predictions.have_truth:
+        if predictions.have_labels:
             self._write(predictions, dataset, data.classes, f"{PREDICTIONS}.csv")
         else:  # files of their own: the run keeps what it said of its test images
             self._write(predictions, dataset, data.classes, f"{UNLABELLED}.csv")
@@ -146,7 +146,7 @@ class PredictionWriter(Callback):
             temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             writer = csv.writer(file)
-            truth = predictions.have_truth
+            truth = predictions.have_labels
             writer.writerow(["image", *["true"] * truth, "predicted", *(f"p({each})" for each in classes)])
             for index, label, row in zip(*(column.tolist() for column in predictions), strict=True):
                 best = max(range(len(row)), key=row.__getitem__)
@@ -154,7 +154,7 @@ class PredictionWriter(Callback):
                 writer.writerow([dataset.name_of(index), *[classes[label]] * truth, classes[best], *values])
 
 
-def test_report(predictions: Predictions, classes: tuple[str, ...]) -> dict:
+def classification_report(predictions: Predictions, classes: tuple[str, ...]) -> dict:
     """Measure predictions against the truth.
 
     Returns:
@@ -192,7 +192,7 @@ def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[st
     indices, labels, probabilities = (column[chosen] for column in predictions)
     pixels = dataset.pixels[indices.to(dataset.pixels.device)].permute(0, 2, 3, 1).cpu().numpy()
     titles = _guesses(probabilities, classes)
-    if not predictions.have_truth:
+    if not predictions.have_labels:
         return grid_figure(pixels, titles, title)
     colours = ["green" if right else "crimson" for right in (probabilities.argmax(dim=1) == labels).tolist()]
     return grid_figure(pixels, titles, title, colours)

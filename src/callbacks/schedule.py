@@ -69,7 +69,7 @@ def stage_begin(stages: Mapping[int, int], epoch: int) -> int:
     return epoch
 
 
-def spell(stages: Mapping[int, int], number: int, epoch: int, max_epochs: int) -> tuple[int, int] | None:
+def training_span(stages: Mapping[int, int], number: int, epoch: int, max_epochs: int) -> tuple[int, int] | None:
     """Find the unbroken run of epochs, around `epoch`, in which a layer trains.
 
     Args:
@@ -93,60 +93,60 @@ def spell(stages: Mapping[int, int], number: int, epoch: int, max_epochs: int) -
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """Say how fast each layer learns at each step.
 
     Attributes:
         base: Rate of the head where no stage says otherwise.
-        stages: Rate of the head from the given epochs on.
+        from_epoch: Rate of the head from the given epochs on.
         block_factor: Factor on the rate for every block further down; the head has none, block 5 has it once.
         decay: Course of the rate from a layer's thaw to the end of its training.
         warmup_epochs: Epochs, from a layer's thaw, over which its rate rises linearly from nothing.
     """
 
     base: float
-    stages: Mapping[int, float] = field(default_factory=dict)
+    from_epoch: Mapping[int, float] = field(default_factory=dict)
     block_factor: float = 1.0
     decay: Decay = "constant"
     warmup_epochs: float = 0.0
 
     def at(
         self,
-        layers: Mapping[int, int],
+        stages: Mapping[int, int],
         number: int,
         epoch: int,
         step: int,
         steps: int,
         max_epochs: int,
-        warm: bool = False,
+        warmed_up: bool = False,
     ) -> float:
         """Give the rate of a layer at one step; 0 while it is frozen.
 
         Args:
-            layers: Stages as `parse_stages` gives them.
+            stages: As `parse_stages` gives them.
             number: The layer's number, `HEAD_NUMBER` for the head.
             epoch: The epoch, from 0.
             step: The step within the epoch, from 0.
             steps: Steps of an epoch.
             max_epochs: Epochs of the whole training, where every decay ends.
-            warm: Whether to take warm-up for done.
+            warmed_up: Whether to take warm-up for done.
         """
-        epochs = spell(layers, number, epoch, max_epochs)
+        epochs = training_span(stages, number, epoch, max_epochs)
         if epochs is None:
             return 0.0
         begin, end = epochs
         elapsed = epoch - begin + step / steps
         # Warm-up counts the step to be made, so that the first one is not wasted at rate 0.
-        risen = min(1.0, (elapsed + 1 / steps) / self.warmup_epochs) if self.warmup_epochs and not warm else 1.0
+        risen = min(1.0, (elapsed + 1 / steps) / self.warmup_epochs) if self.warmup_epochs and not warmed_up else 1.0
         span = end - begin - self.warmup_epochs
         faded = min(1.0, max(0.0, elapsed - self.warmup_epochs) / span) if span > 0 else 0.0
         full = self._head_rate(epoch) * self.block_factor ** blocks_below_head(number)
         return full * risen * _fade(self.decay, faded)
 
     def _head_rate(self, epoch: int) -> float:
-        epochs = sorted(self.stages)
+        epochs = sorted(self.from_epoch)
         position = bisect_right(epochs, epoch)
-        return self.stages[epochs[position - 1]] if position else self.base
+        return self.from_epoch[epochs[position - 1]] if position else self.base
 
 
 def blocks_below_head(number: int) -> int:

@@ -28,7 +28,7 @@ class Summary(Callback):
         layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
         print(image_line(trainer.datamodule), end="\n\n")  # type: ignore[attr-defined]
         print(layer_table(pl_module, layers), end="\n\n")
-        rate = partial(unfreezing.rate, trainer, warm=True)
+        rate = partial(unfreezing.rate, trainer, warmed_up=True)
         print(stage_table(pl_module, unfreezing.stages, rate, trainer.max_epochs or 1), flush=True)
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from src.callbacks.schedule import HEAD_NUMBER, Decay, Rates, parse_stages, trainable_layers
+from src.callbacks.schedule import HEAD_NUMBER, Decay, LearningRates, parse_stages, trainable_layers
 from src.errors import UserError
 from src.model.classifier import HEAD, TransferClassifier
 from src.model.vgg import LAYERS
@@ -57,12 +57,12 @@ class StagedUnfreezing(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return next(callback for callback in callbacks if isinstance(callback, cls))
 
-    def rate(self, trainer: Trainer, number: int, epoch: int, step: int = 0, warm: bool = False) -> float:
-        """Give the rate of a layer, by its number, at a step of an epoch; `warm` takes warm-up for done."""
+    def rate(self, trainer: Trainer, number: int, epoch: int, step: int = 0, warmed_up: bool = False) -> float:
+        """Give the rate of a layer, by its number, at a step of an epoch; `warmed_up` takes warm-up for done."""
         base = trainer.optimizers[0].defaults["lr"]
-        rates = Rates(base, self.stage_rates, self.block_factor, self.decay, self.warmup_epochs)
+        rates = LearningRates(base, self.stage_rates, self.block_factor, self.decay, self.warmup_epochs)
         steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
-        return rates.at(self.stages, number, epoch, step, steps, max_epochs, warm)
+        return rates.at(self.stages, number, epoch, step, steps, max_epochs, warmed_up)
 
     def check_end(self, max_epochs: int | None) -> None:
         """Refuse rates that fall towards an end which a training without a number of epochs does not have."""

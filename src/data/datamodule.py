@@ -39,7 +39,7 @@ class ArrayDataset(Dataset):
         self.labels = torch.from_numpy(images.labels)
         self.names = images.names
         self.chosen = torch.from_numpy(chosen)
-        self.rows = self.chosen  # the same, where the images are
+        self.chosen_there = self.chosen  # the same, on the device where the images are
         self.features: FeatureStore | None = None
 
     def __len__(self) -> int:
@@ -47,19 +47,19 @@ class ArrayDataset(Dataset):
 
     def __getitem__(self, positions: Sequence[int] | np.ndarray) -> Batch:
         indices = self.chosen[torch.as_tensor(positions)]
-        rows = indices.to(self.labels.device, non_blocking=True)
+        there = indices.to(self.labels.device, non_blocking=True)
         if self.features is not None and (features := self.features.get(indices)) is not None:
-            return Batch(features, self.labels[rows], rows, self.features.entry)
-        return Batch(self.pixels[rows], self.labels[rows], rows)
+            return Batch(features, self.labels[there], there, self.features.entry)
+        return Batch(self.pixels[there], self.labels[there], there)
 
     @property
     def lie_by_class(self) -> bool:
         """Whether images come class by class, as those of folders do."""
-        return bool((self.labels[self.rows].diff() >= 0).all())
+        return bool((self.labels[self.chosen_there].diff() >= 0).all())
 
     def identity(self) -> tuple[Tensor, Tensor]:
         """Give what differs where images were added, left out or split otherwise: their numbers and their labels."""
-        return self.chosen, self.labels[self.rows]
+        return self.chosen, self.labels[self.chosen_there]
 
     def file_names(self) -> Tensor:
         """Give the images' names in one array of bytes; none where the source has no files."""
@@ -280,7 +280,7 @@ class ImageDataModule(LightningDataModule):
         device = self.trainer.strategy.root_device
         moved: dict[int, Tensor] = {}
         for dataset in self.datasets.values():
-            for name in ("pixels", "labels", "rows"):
+            for name in ("pixels", "labels", "chosen_there"):
                 here: Tensor = getattr(dataset, name)
                 if here.device == device:
                     continue
@@ -307,9 +307,12 @@ class ImageDataModule(LightningDataModule):
         """Augment (training only) and standardize on the device, in float32; features pass unchanged."""
         trainer = self.trainer
         if trainer is not None and trainer.training:
-            view = trainer.current_epoch if self.views is None else trainer.current_epoch % self.views
-            batch = self._augmented(batch, view)
+            batch = self._augmented(batch, self.view_of(trainer.current_epoch))
         return batch if batch.entry > 0 else batch._replace(inputs=self.standardized(batch.inputs))
+
+    def view_of(self, epoch: int) -> int:
+        """Tell which view of the training images an epoch shows."""
+        return epoch if self.views is None else epoch % self.views
 
     def _augmented(self, batch: Batch, view: int) -> Batch:
         images = batch.entry == 0
@@ -319,7 +322,7 @@ class ImageDataModule(LightningDataModule):
             return batch
         train, side = self.datasets["train"], self.source.image_size
         patches = draw_patches(self.cutmix, self.seed, view, batch.indices, len(train), side)
-        others = train.rows[patches.others.to(train.rows.device)]
+        others = train.chosen_there[patches.others.to(train.labels.device)]
         if images:
             pixels = train.pixels[others].to(batch.inputs.device)
             pixels = self._changed(pixels, view, others.to(batch.inputs.device))

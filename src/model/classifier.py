@@ -96,7 +96,7 @@ class TransferClassifier(LightningModule):
         self.test_metrics = _metrics(num_classes)
         self._guesses: list[Tensor] = []  # classes guessed and right, each (2, N), since the last count
         self.test_time_augmentation = test_time_augmentation
-        self.averaged_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.tta_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes which hook runs, some forty times a step, and a module would look for parameters each time.
@@ -151,12 +151,12 @@ class TransferClassifier(LightningModule):
             return inputs
         if self.frozen_precision == "int8":
             assert entry == 0
-            return self._eight_bits(inputs)
+            return self._int8_prefix(inputs)
         half = torch.autocast(inputs.device.type, torch.bfloat16) if self.frozen_precision == "bf16" else nullcontext()
         with torch.no_grad(), half:
             return self._prefix(inputs, entry)
 
-    def _eight_bits(self, images: Tensor) -> Tensor:
+    def _int8_prefix(self, images: Tensor) -> Tensor:
         if self._int8 is None:
             assert self.ranges is not None, "calibrate() comes before the first image"
             if not supported():
@@ -224,7 +224,7 @@ class TransferClassifier(LightningModule):
             )
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Give the probabilities, (N, classes)."""
+        """Give probabilities, (N, classes), as `plain`."""
         return {"plain": self._evaluate(batch, self.val_metrics, "val")}
 
     def on_validation_epoch_end(self) -> None:
@@ -232,25 +232,25 @@ class TransferClassifier(LightningModule):
         self._log_epoch("val", self.val_metrics)
 
     def test_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Give the probabilities, (N, classes), and beside them those with test-time augmentation if that is on."""
+        """Give probabilities, (N, classes): `plain` ones and, if it is on, `tta`, those with test-time augmentation."""
         found = {"plain": self._evaluate(batch, self.test_metrics, "test")}
         if self.test_time_augmentation is not None:
-            found["averaged"] = average(self, batch.inputs, self.test_time_augmentation, found["plain"])
+            found["tta"] = average(self, batch.inputs, self.test_time_augmentation, found["plain"])
             if len(batch.labels):
-                self.averaged_accuracy.update(found["averaged"].argmax(dim=1), batch.labels)
+                self.tta_accuracy.update(found["tta"].argmax(dim=1), batch.labels)
         return found
 
     def on_test_epoch_end(self) -> None:
         self._count_guesses(self.test_metrics)
         self._log_epoch("test", self.test_metrics)
         if self.test_time_augmentation is not None:
-            self.log("test/acc_tta", self.averaged_accuracy.compute())
-            self.averaged_accuracy.reset()
+            self.log("test/acc_tta", self.tta_accuracy.compute())
+            self.tta_accuracy.reset()
 
     def predict_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Give the probabilities, (N, classes), with test-time augmentation if that is on."""
+        """Give probabilities, (N, classes): `tta`, those with test-time augmentation, if that is on, else `plain`."""
         if self.test_time_augmentation is not None:
-            return {"averaged": average(self, batch.inputs, self.test_time_augmentation)}
+            return {"tta": average(self, batch.inputs, self.test_time_augmentation)}
         return {"plain": self(batch.inputs, batch.entry).float().softmax(dim=1)}
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:

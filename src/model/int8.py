@@ -57,7 +57,7 @@ def measure(layers: Sequence[nn.Module], images: Tensor) -> Ranges:
         layers: 3×3 convolutions that end in a ReLU, and poolings.
         images: Standardized, (N, 3, H, W).
     """
-    largest = [[part.max().item() for part in _outputs(layers, images)] for images in images.split(_AT_ONCE)]
+    largest = [[part.max().item() for part in _outputs(layers, some)] for some in images.split(_AT_ONCE)]
     # Three digits suffice, and are the same wherever sums are rounded a little differently.
     limits = [float(f"{max(*values, _TINY):.3g}") for values in zip(*largest, strict=True)]
     return Ranges(min(images.min().item(), 0.0), max(images.max().item(), _TINY), limits)
@@ -80,21 +80,21 @@ class Int8Layers:
 
     def __init__(self, layers: Sequence[nn.Module], ranges: Ranges) -> None:
         self.scale = (ranges.high - ranges.low) / LEVELS
-        self.zero = round(-ranges.low / self.scale)  # the padding's level, which stands for exactly nothing
+        self.zero_point = round(-ranges.low / self.scale)  # the padding's level, which stands for exactly nothing
         self.steps: list[Callable[[Tensor], Tensor]] = []
-        scale, zero = self.scale, self.zero
+        scale, zero_point = self.scale, self.zero_point
         limits = iter(ranges.limits)
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
                 out_scale = next(limits) / LEVELS
-                self.steps.append(_Convolution(layer, scale, zero, out_scale))
-                scale, zero = out_scale, 0
+                self.steps.append(_Convolution(layer, scale, zero_point, out_scale))
+                scale, zero_point = out_scale, 0
             else:
-                self.steps.append(_halve)
+                self.steps.append(_max_pool)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Turn standardized images, (N, 3, H, W), into levels, uint8 of (N, C, h, w); `Ranges.scale` is their unit."""
-        levels = (images / self.scale + self.zero).round_().clamp_(0, LEVELS)
+        levels = (images / self.scale + self.zero_point).round_().clamp_(0, LEVELS)
         levels = levels.to(torch.uint8).contiguous(memory_format=torch.channels_last)
         for step in self.steps:
             levels = step(levels)
@@ -104,23 +104,25 @@ class Int8Layers:
 class _Convolution:
     """One 3×3 convolution with zero padding, and its ReLU."""
 
-    def __init__(self, layer: nn.Conv2d, scale: float, zero: int, out_scale: float) -> None:
+    def __init__(self, layer: nn.Conv2d, scale: float, zero_point: int, out_scale: float) -> None:
         weight = layer.weight.detach()
-        self.scale, self.zero, self.out_scale = scale, zero, out_scale
+        self.scale, self.zero_point, self.out_scale = scale, zero_point, out_scale
         self.weight_scales = weight.abs().amax((1, 2, 3)).clamp(min=_TINY) / _WEIGHT_LEVELS
         self.weight_zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = layer.bias.detach().clone() if layer.bias is not None else None
         levels = (weight / self.weight_scales.view(-1, 1, 1, 1)).round().to(torch.int8).contiguous()
-        self.packed: Any = torch.ops.onednn.qconv_prepack(levels, self.weight_scales, scale, zero, *_GEOMETRY, None)
+        self.packed: Any = torch.ops.onednn.qconv_prepack(
+            levels, self.weight_scales, scale, zero_point, *_GEOMETRY, None
+        )
 
     def __call__(self, levels: Tensor) -> Tensor:
         return torch.ops.onednn.qconv2d_pointwise(
-            levels, self.scale, self.zero, self.packed, self.weight_scales, self.weight_zeros, self.bias, *_GEOMETRY,
-            self.out_scale, 0, torch.uint8, "relu", [], "",
+            levels, self.scale, self.zero_point, self.packed, self.weight_scales, self.weight_zeros, self.bias,
+            *_GEOMETRY, self.out_scale, 0, torch.uint8, "relu", [], "",
         )  # fmt: skip
 
 
-def _halve(maps: Tensor) -> Tensor:
+def _max_pool(maps: Tensor) -> Tensor:
     """Pool 2×2 to their largest: torch's own pooling of bytes counts its places in bytes too, and runs out of them."""
     height, width = (side // 2 * 2 for side in maps.shape[-2:])
     lines = torch.maximum(maps[:, :, 0:height:2, :width], maps[:, :, 1:height:2, :width])

@@ -66,7 +66,7 @@ def test_other_stages_leave_the_number_of_steps_alone() -> None:
     assert callback._average_model.n_averaged == 1
 
 
-def test_memory_cannot_be_longer_than_the_training() -> None:
+def test_a_negative_power_is_refused() -> None:
     with pytest.raises(UserError, match="eta of PolynomialAveraging is -1"):
         PolynomialAveraging(-1)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from support import REPOSITORY, needs_int8, run
 
-from src.callbacks.feature_cache import FrozenFeatureCache, _feature_type
+from src.callbacks.feature_cache import FrozenFeatureCache, _feature_type, views_that_fit
 from src.cli import main
 from src.data.features import FILLED, VALUES, FeatureStore
 from src.errors import UserError
@@ -293,3 +293,17 @@ def test_store_on_disk_outlives_its_process_unless_its_origin_differs(tmp_path: 
     assert torch.equal(store(tmp_path).get(torch.tensor([5])), features)
     assert store(tmp_path, seed=1).get(torch.tensor([5])) is None
     assert store(tmp_path).get(torch.tensor([5])) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted", "fitting"),
+    [
+        (100, {"val": 1, "train": 3}, {"val": 1, "train": 3}),
+        (99, {"val": 1, "train": 3}, {"val": 1, "train": 2}),
+        (39, {"val": 1, "train": 3}, {"val": 1, "train": 0}),
+        (9, {"val": 1, "train": 3}, {"val": 0, "train": 0}),
+        (35, {"train": 3, "val": 1}, {"train": 1, "val": 0}),
+    ],
+)
+def test_views_that_fit(limit: int, wanted: dict[str, int], fitting: dict[str, int]) -> None:
+    assert views_that_fit(limit, wanted, {"val": 10, "train": 30}) == fitting

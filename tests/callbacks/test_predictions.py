@@ -43,7 +43,7 @@ def random_predictions(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray,
 def test_report_is_scikit_learns(n: int, classes: int) -> None:
     probabilities, labels = random_predictions(n, classes)
     names = tuple(f"class {number}" for number in range(classes))
-    report = predictions.test_report(predicted(probabilities, labels), names)
+    report = predictions.classification_report(predicted(probabilities, labels), names)
     guess = probabilities.argmax(1)
     precision, recall, _, support = precision_recall_fscore_support(labels, guess, zero_division=0)
     assert report["images"] == n
@@ -60,7 +60,7 @@ def test_report_is_scikit_learns(n: int, classes: int) -> None:
 
 def test_class_never_predicted_and_class_without_images_count_as_zero() -> None:
     probabilities = [[0.8, 0.2, 0.0], [0.6, 0.4, 0.0], [0.7, 0.3, 0.0]]
-    report = predictions.test_report(predicted(probabilities, [0, 0, 1]), CLASSES)
+    report = predictions.classification_report(predicted(probabilities, [0, 0, 1]), CLASSES)
     assert report["classes"]["dog"] == {"images": 1, "precision": 0.0, "recall": 0.0}
     assert report["classes"]["cow"] == {"images": 0, "precision": 0.0, "recall": 0.0}
     assert report["classes"]["cat"] == {"images": 2, "precision": pytest.approx(2 / 3), "recall": 1.0}
@@ -72,7 +72,7 @@ def test_calibration_error_by_hand() -> None:
     probabilities = [[0.62, 0.38, 0.0], [0.35, 0.65, 0.0], [0.91, 0.09, 0.0], [0.35, 0.33, 0.32]]
     labels = [0, 0, 0, 2]  # right, wrong, right, wrong
     by_hand = (2 * abs(0.5 - (0.62 + 0.65) / 2) + abs(1 - 0.91) + abs(0 - 0.35)) / 4
-    report = predictions.test_report(predicted(probabilities, labels), CLASSES)
+    report = predictions.classification_report(predicted(probabilities, labels), CLASSES)
     assert report["calibration_error"] == pytest.approx(by_hand)
 
 
@@ -81,12 +81,12 @@ def test_calibration_error_of_many() -> None:
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     bins = np.minimum((confidence * 15).astype(int), 14)
     by_hand = sum(abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in set(bins))
-    report = predictions.test_report(predicted(probabilities, labels), tuple("abcde"))
+    report = predictions.classification_report(predicted(probabilities, labels), tuple("abcde"))
     assert report["calibration_error"] == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_sure_and_wrong_has_a_finite_loss() -> None:
-    report = predictions.test_report(predicted([[1.0, 0.0, 0.0]], [1]), CLASSES)
+    report = predictions.classification_report(predicted([[1.0, 0.0, 0.0]], [1]), CLASSES)
     assert 20 < report["loss"] < 100
 
 
@@ -138,7 +138,7 @@ class Guesser(LightningModule):
 
     def test_step(self, batch: Batch) -> dict[str, Tensor]:
         right = torch.nn.functional.one_hot(batch.labels, 3).float()
-        return {"plain": self._guess(batch)} | ({"averaged": right} if self.averages else {})
+        return {"plain": self._guess(batch)} | ({"tta": right} if self.averages else {})
 
     def _guess(self, batch: Batch) -> Tensor:
         numbers = batch.inputs[:, 0, 0, 0].round()
@@ -237,7 +237,7 @@ def test_examples_are_the_images_with_their_predictions(tmp_path: Path, monkeypa
 def test_validation_images_are_those_that_were_split_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[float] = []
     monkeypatch.setattr(predictions, "grid_figure", lambda pixels, *_: drawn.extend(pixels[:, 0, 0, 0].tolist()))
-    monkeypatch.setattr(predictions, "show", lambda *_: None)
+    monkeypatch.setattr(predictions, "save_and_log", lambda *_: None)
     data = make_data()
     make_trainer(tmp_path).validate(Guesser(), data, verbose=False)
     numbers = sorted(data.datasets["val"].chosen.tolist())

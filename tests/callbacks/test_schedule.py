@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from src.callbacks.schedule import HEAD_NUMBER, Rates, parse_stages, spell, stage_begin, trainable_layers
+from src.callbacks.schedule import (
+    HEAD_NUMBER,
+    LearningRates,
+    parse_stages,
+    stage_begin,
+    trainable_layers,
+    training_span,
+)
 from src.errors import UserError
 
 BLOCK1, BLOCK2, BLOCK3, BLOCK4, BLOCK5, HEAD = 0, 3, 6, 10, 14, 18  # the lowest layer's number
@@ -101,7 +108,7 @@ LINEAR, COSINE = {"decay": "linear"}, {"decay": "cosine"}
 def test_spell_is_the_unbroken_run_of_epochs(
     stages: dict[int, int], layer: int, epoch: int, epochs: tuple[int, int] | None
 ) -> None:
-    assert spell(stages, layer, epoch, max_epochs=10) == epochs
+    assert training_span(stages, layer, epoch, max_epochs=10) == epochs
 
 
 @pytest.mark.parametrize(
@@ -155,13 +162,13 @@ def test_spell_is_the_unbroken_run_of_epochs(
         ({"block_factor": 0.5}, {0: 18}, BLOCK1, 0, 0, 1 / 32),
         ({"block_factor": 0.5, **LINEAR}, {0: 18}, BLOCK5, 5, 0, 1 / 4),
         # Rates from given epochs on; they need not be the stages' epochs.
-        ({"stages": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 2, 3, 1.0),
-        ({"stages": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 3, 0, 2.0),
-        ({"stages": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 6, 3, 2.0),
-        ({"stages": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 7, 0, 0.1),
-        ({"stages": {3: 0.2}, "block_factor": 0.5}, STAGED, BLOCK5, 4, 0, 1.0),
-        ({"stages": {3: 0.2}}, STAGED, BLOCK1, 4, 0, 0.0),
-        ({"stages": {0: 0.3}}, STAGED, HEAD, 0, 0, 3.0),
+        ({"from_epoch": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 2, 3, 1.0),
+        ({"from_epoch": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 3, 0, 2.0),
+        ({"from_epoch": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 6, 3, 2.0),
+        ({"from_epoch": {3: 0.2, 7: 0.01}}, STAGED, HEAD, 7, 0, 0.1),
+        ({"from_epoch": {3: 0.2}, "block_factor": 0.5}, STAGED, BLOCK5, 4, 0, 1.0),
+        ({"from_epoch": {3: 0.2}}, STAGED, BLOCK1, 4, 0, 0.0),
+        ({"from_epoch": {0: 0.3}}, STAGED, HEAD, 0, 0, 3.0),
         # Frozen again, thawed again: the layer's clock starts anew; the head's goes on.
         ({}, AGAIN, BLOCK5, 1, 3, 1.0),
         ({}, AGAIN, BLOCK5, 2, 0, 0.0),
@@ -186,10 +193,10 @@ def test_spell_is_the_unbroken_run_of_epochs(
 def test_rate_in_a_table(
     options: dict[str, object], stages: dict[int, int], layer: int, epoch: int, step: int, share: float
 ) -> None:
-    rates = Rates(base=0.1, **options)
+    rates = LearningRates(base=0.1, **options)
     rate = rates.at(stages, layer, epoch, step, steps=4, max_epochs=10)
     assert rate == pytest.approx(0.1 * share, rel=1e-12, abs=1e-15)
 
 
 def test_training_without_an_end_has_a_rate() -> None:
-    assert Rates(base=0.1, warmup_epochs=1).at({0: 0, 3: 4}, BLOCK5, 3, 0, steps=4, max_epochs=-1) == 0.025
+    assert LearningRates(base=0.1, warmup_epochs=1).at({0: 0, 3: 4}, BLOCK5, 3, 0, steps=4, max_epochs=-1) == 0.025

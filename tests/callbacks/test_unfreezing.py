@@ -11,7 +11,9 @@ import torch
 from support import REPOSITORY, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import main
+from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS
 
 STAGES = {0: 0, 1: 4, 2: 18, 3: 3}  # the last one freezes again
@@ -86,3 +88,11 @@ def test_frozen_is_frozen_and_thawed_moves(tmp_path: Path, processes: int, preci
         assert moved == trained
         assert set(epochs[epoch]["with_gradient"]) == trained
         assert set(epochs[epoch]["with_state"]) == trained
+
+
+def test_what_should_train_and_gets_no_gradient_is_named() -> None:
+    """As a graph compiled for an earlier stage would leave it."""
+    model = TransferClassifier(weights=None, hidden=0)
+    model.trainable_layers = 0
+    with pytest.raises(RuntimeError, match=r"got no gradient: head\.linear\.weight, head\.linear\.bias"):
+        StagedUnfreezing({0: 0}).on_before_optimizer_step(None, model, None)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from src.batch import Batch
 from src.data.augment import Augmentation
 from src.data.datamodule import ArrayDataset, ImageDataModule
-from src.data.sources import Images, Source
+from src.data.sources import Images, Sample, Source
 from src.errors import UserError
 from src.saved_training import SavedTraining
 
@@ -494,3 +494,18 @@ def test_images_kept_on_the_device_are_the_same(tmp_path: Path) -> None:
         seen.append({**recorder.train_seen, **recorder.eval_seen})
     assert seen[0].keys() == seen[1].keys()
     assert all(torch.equal(seen[0][key], seen[1][key]) for key in seen[0])
+
+
+def test_samples_are_of_all_classes() -> None:
+    """Folders hold one class after the other."""
+    data = ImageDataModule(Sample(size=1000), standardize="dataset")
+    data.setup("fit")
+    train = data.datasets["train"]
+    train.chosen = train.chosen[train.labels[train.chosen].argsort()]
+    of_class = {
+        image.numpy().tobytes(): int(label)
+        for image, label in zip(data.standardized(train.pixels[train.chosen]), train.labels[train.chosen], strict=True)
+    }
+    samples = data.sample_images()
+    assert len(samples) == 256
+    assert {of_class[image.numpy().tobytes()] for image in samples} == set(range(10))

@@ -281,7 +281,7 @@ def test_accuracy_with_test_time_augmentation_is_that_of_the_averages(
     inputs = torch.tensor([2.0, 1.9, 0, 0, 0, 0, 0, 0, 1.9, 0]).expand(4, 1, 1, 10).clone()
     probabilities = model.test_step(Batch(inputs, torch.tensor([1, 1, 1, 0]), torch.arange(4)))
     assert probabilities["plain"].argmax(dim=1).tolist() == [0] * 4
-    assert probabilities["averaged"].argmax(dim=1).tolist() == [1] * 4
+    assert probabilities["tta"].argmax(dim=1).tolist() == [1] * 4
     model.on_test_epoch_end()
     assert (logged["test/acc"], logged["test/acc_tta"]) == (0.25, 0.75)
 
@@ -365,10 +365,10 @@ def test_steps_give_probabilities(
         monkeypatch.setattr(model, "test_time_augmentation", "flip")
         given = getattr(model, step)(batch_of(images))
         both = [model(look).softmax(dim=1) for look in (images, images.flip(3))]
-        torch.testing.assert_close(given["averaged"], (both[0] + both[1]) / 2)
+        torch.testing.assert_close(given["tta"], (both[0] + both[1]) / 2)
         assert ("plain" in given) == (step == "test_step")
     model.test_metrics.reset()
-    model.averaged_accuracy.reset()
+    model.tta_accuracy.reset()
 
 
 @pytest.mark.parametrize("before", [(30, 7), ()])

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.cli import main
-from src.data.datamodule import ImageDataModule
-from src.data.sources import Sample
 from src.errors import UserError
 from src.model import int8
 from src.model.classifier import TransferClassifier
@@ -110,7 +108,6 @@ def test_ranges_belong_to_a_stage() -> None:
     assert not model.needs_calibration
 
 
-@needs_int8
 def test_measuring_takes_as_many_layers_as_are_frozen() -> None:
     images = noise(2, 3, 32, 32)
     assert [len(network(depth, images).ranges.limits) for depth in (1, 3, 14, 18)] == [1, 2, 10, 13]
@@ -124,20 +121,6 @@ def test_images_need_not_surround_zero(shift: float) -> None:
     ranges = measure([layer], images)
     found = Int8Layers([layer], ranges)(images) * ranges.scale
     assert (found - layer(images)).norm() < 0.05 * layer(images).norm()
-
-
-@needs_int8
-def test_samples_are_of_all_classes() -> None:
-    """Folders hold one class after the other."""
-    data = ImageDataModule(Sample(size=1000), standardize="dataset")
-    data.prepare_data()
-    data.setup("fit")
-    train = data.datasets["train"]
-    train.chosen = train.chosen[train.labels[train.chosen].argsort()]
-    samples = data.sample_images()
-    assert len(samples) == 256
-    alone = data.standardized(train.pixels[train.chosen[-100:]])
-    assert any(torch.equal(sample, image) for sample in samples for image in alone)
 
 
 def test_where_it_cannot_be_computed_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
