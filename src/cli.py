@@ -37,7 +37,6 @@ from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
-from src.data.sampling import taken_batches
 from src.errors import UserError
 from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
@@ -45,6 +44,7 @@ from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     NOT_OFFERED,
+    check_batches,
     check_callbacks,
     check_compiler,
     check_configs,
@@ -53,6 +53,7 @@ from src.preflight import (
     check_monitors,
     check_processes,
     check_trainer,
+    check_whole_classes,
     make_folder,
 )
 from src.process import prepare_process, replace_unknown_letters
@@ -205,27 +206,15 @@ class ThawCLI(LightningCLI):
             self._check_weights(saved)
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
-        self._check_parts()
+        judged = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"]}.get(str(self.subcommand), [])
+        if not self.config_init[self.subcommand].trainer.fast_dev_run:
+            check_whole_classes(self.datamodule, self.trainer, judged)
         if saved is not None and self.subcommand == "fit":
             self._check_continuation(saved)
         elif saved is not None:
             # Curves go on at the epoch of the checkpoint, instead of at the first.
             self.trainer.fit_loop.epoch_progress.current.completed = saved.content.get("epoch", 0)
             self._check_place(saved.path)
-
-    def _check_parts(self) -> None:
-        """Refuse to look at a part of images that lie class by class: whole classes would be left out."""
-        splits = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"]}.get(str(self.subcommand), [])
-        if self.config_init[self.subcommand].trainer.fast_dev_run:
-            return
-        for split in self.datamodule.datasets.keys() & splits:
-            limit = getattr(self.trainer, f"limit_{split}_batches")
-            batches = len(self.datamodule.batches(split, self.trainer.global_rank, self.trainer.world_size))
-            if 0 < taken_batches(batches, limit) < batches and self.datamodule.datasets[split].lie_by_class:
-                raise UserError(
-                    f"trainer.limit_{split}_batches is {limit}, and the {split} images lie class by class, so that "
-                    f"whole classes would be left out: keep fewer images in the folder {split}/ instead."
-                )
 
     def _check_weights(self, saved: SavedTraining) -> None:
         """Refuse a checkpoint that does not fit optimizer, classes and network as configured."""
@@ -324,7 +313,7 @@ class ThawCLI(LightningCLI):
         config.unfreezing.check_averaging(callbacks)
         early = self.trainer.val_check_interval != 1.0 or self.trainer.check_val_every_n_epoch != 1
         check_monitors(_listed(trainer.callbacks), bool(self.trainer.limit_val_batches), early)
-        self._check_epoch()
+        check_batches(self.datamodule, self.trainer, self.options.test_after_fit)
         rate, rates = self._make_optimizer().defaults["lr"], config.unfreezing.stage_rates
         if rates.get(0, rate) != rate:
             rank_zero_only(print)(
@@ -339,27 +328,6 @@ class ThawCLI(LightningCLI):
             make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
             if self.checkpoint is not None and run_of(self.checkpoint) and self.trainer.is_global_zero:
                 self.trainer.logger.hold()
-
-    def _check_epoch(self) -> None:
-        """Refuse what Lightning would only refuse after the run has begun."""
-        trainer = self.trainer
-        place = trainer.global_rank, trainer.world_size
-        batches = {split: len(self.datamodule.batches(split, *place)) for split in self.datamodule.datasets}
-        limits = {split: getattr(trainer, f"limit_{split}_batches") for split in batches}
-        if not self.options.test_after_fit:
-            limits.pop("test", None)
-        for split, limit in limits.items():
-            if (limit or split == "train") and not taken_batches(batches[split], limit):
-                raise UserError(
-                    f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none."
-                )
-        taken = taken_batches(batches["train"], trainer.limit_train_batches)
-        interval = trainer.val_check_interval
-        if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > taken:
-            raise UserError(
-                f"trainer.val_check_interval is {interval}, but an epoch has {taken} batches: give at most so many, or "
-                "a part of an epoch such as 0.5."
-            )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         try:

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     Callback,
@@ -32,6 +33,8 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvi
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from src.callbacks.checkpoints import BEST, LAST
+from src.data.datamodule import ImageDataModule
+from src.data.sampling import taken_batches
 from src.errors import UserError
 from src.model import int8
 
@@ -243,6 +246,46 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(
             f"model.compile needs a {language} compiler, and {' or '.join(chosen or usual)} is not here: install one "
             f"(set {variable} if it has another name), or leave out model.compile."
+        )
+
+
+def check_whole_classes(data: ImageDataModule, trainer: Trainer, splits: Collection[str]) -> None:
+    """Refuse to judge by a part of images that lie class by class: whole classes would be left out.
+
+    Args:
+        data: The images.
+        trainer: Says how many batches are taken.
+        splits: Those to judge by.
+    """
+    for split in data.datasets.keys() & splits:
+        limit = getattr(trainer, f"limit_{split}_batches")
+        batches = len(data.batches(split, trainer.global_rank, trainer.world_size))
+        if 0 < taken_batches(batches, limit) < batches and data.datasets[split].lie_by_class:
+            raise UserError(
+                f"trainer.limit_{split}_batches is {limit}, and the {split} images lie class by class, so that whole "
+                f"classes would be left out: keep fewer images in the folder {split}/ instead."
+            )
+
+
+def check_batches(data: ImageDataModule, trainer: Trainer, tests: bool) -> None:
+    """Refuse numbers of batches that Lightning would only refuse after the run has begun.
+
+    Args:
+        data: The images.
+        trainer: Says how many batches are taken.
+        tests: Whether a test follows the training.
+    """
+    batches = {split: len(data.batches(split, trainer.global_rank, trainer.world_size)) for split in data.datasets}
+    for split in batches.keys() if tests else batches.keys() - {"test"}:
+        limit = getattr(trainer, f"limit_{split}_batches")
+        if (limit or split == "train") and not taken_batches(batches[split], limit):
+            raise UserError(f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none.")
+    taken = taken_batches(batches["train"], trainer.limit_train_batches)
+    interval = trainer.val_check_interval
+    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > taken:
+        raise UserError(
+            f"trainer.val_check_interval is {interval}, but an epoch has {taken} batches: give at most so many, or a "
+            "part of an epoch such as 0.5."
         )
 
 

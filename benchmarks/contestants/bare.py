@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from benchmarks.contestants import BATCH, material
 from benchmarks.contestants.signals import Gate
-from src.data.datamodule import ArrayDataset, ImageDataModule
+from src.data.datamodule import ImageDataModule
+from src.data.loading import ArrayDataset
 from src.model.classifier import TransferClassifier
 from src.model.lean_step import skip_capture_check
 from src.model.memory_order import step_in_memory_order

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from benchmarks.contestants import BATCH, material
 from benchmarks.contestants.thaw import AtTheGate
-from src.data.datamodule import ArrayDataset
+from src.data.loading import ArrayDataset
 
 FIRST_TRAINED = {"last4": 24, "head": 31}  # torchvision numbers convolutions, ReLUs and poolings each by themselves
 

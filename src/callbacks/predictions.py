@@ -15,7 +15,8 @@ from torchmetrics.functional import classification
 
 from src.batch import Batch
 from src.callbacks.figures import confusion_figure, grid_figure, save_and_log, write_png
-from src.data.datamodule import ArrayDataset, ImageDataModule
+from src.data.datamodule import ImageDataModule
+from src.data.loading import ArrayDataset
 from src.data.sources import UNKNOWN
 from src.files import printable, replacing
 

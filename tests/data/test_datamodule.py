@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from src.batch import Batch
 from src.data.augment import Augmentation
-from src.data.datamodule import ArrayDataset, ImageDataModule
+from src.data.datamodule import ImageDataModule
+from src.data.loading import ArrayDataset
 from src.data.sources import Images, Sample, Source
 from src.errors import UserError
 from src.saved_training import SavedTraining

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 
-from src.data.datamodule import BatchLoader
+from src.data.loading import BatchLoader
 from src.data.sampling import EvalBatches, TrainBatches
 from src.errors import UserError
 
