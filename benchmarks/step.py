@@ -1,6 +1,6 @@
 """Time one training step in a plain loop: forward, backward and Adam, with a recipe's layers.
 
-    python -m benchmarks.step [--layers 4] [--batch-size 32] [--half] [--compile] [--device cuda] [--rounds 50]
+    python -m benchmarks.step [--layers 4] [--batch-size 32] [--image-size 32] [--half] [--compile] [--device cuda]
 
 With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit, with
 arithmetic.py and timing.py, it tells what a change of the step brought.

@@ -113,6 +113,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        self._hold(trainer)
         path = Path(trainer.log_dir or ".") / CONFIG  # asks all processes
         before = _content(path) if trainer.is_global_zero else None
         if before is not None:  # of the run that goes on; what it once started from stays so
@@ -123,6 +124,19 @@ class SaveConfig(SaveConfigCallback):
         if before is not None:
             for change in changes(before, _content(path) or {}):
                 print(f"goes on with {change}", flush=True)
+
+    def _hold(self, trainer: Trainer) -> None:
+        """Keep other trainings out; if one is there, all processes end, for none would wait for the first in vain."""
+        refusal = None
+        if trainer.is_global_zero:
+            assert isinstance(trainer.logger, RunLogger)
+            try:
+                trainer.logger.hold()
+            except UserError as error:
+                refusal = str(error)
+        refusal = trainer.strategy.broadcast(refusal)
+        if refusal is not None:
+            raise UserError(refusal)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config))
@@ -326,8 +340,6 @@ class ThawCLI(LightningCLI):
             make_folder(cache.folder, "features", "--feature_cache.folder")
         if isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
-            if self.checkpoint is not None and run_of(self.checkpoint) and self.trainer.is_global_zero:
-                self.trainer.logger.hold()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         try:
@@ -375,6 +387,7 @@ class ThawCLI(LightningCLI):
         print(f"\n{shown or self.subcommand}: everything of this run is in {folder}")
         files = sorted(path.name for path in folder.iterdir() if path.suffix in _SHOWN)
         print("  " + ", ".join(files), flush=True)
+        self.trainer.logger.release()
 
 
 def _checked_seed(seed: bool | int) -> int:

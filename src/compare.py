@@ -244,11 +244,11 @@ def main(args: Sequence[str] | None = None) -> None:
         options = parser.parse_args(args)
         groups = recipes(distinct(_asked(options.runs, options.output)))
         rows = table(groups)
+        print(markdown(rows))
         try:
             _write_all(rows, picture(groups), options.output)
         except OSError as error:
             raise UserError(f"cannot write to '{options.output}': {error.strerror}.") from error
-        print(markdown(rows))
         print(f"comparison.md, comparison.csv and comparison.png are in {options.output}")
 
 

@@ -113,13 +113,14 @@ def export(saved: SavedTraining, path: Path) -> float:
     free = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
     side = network.side
     like = torch.zeros(2, side + 1, side + 2, 3, dtype=torch.uint8)  # sides that differ, or they would be taken for one
-    program = torch.onnx.export(
-        network, (like,), dynamo=True, dynamic_shapes=(free,), input_names=[IMAGES], output_names=[PROBABILITIES],
-        verbose=False,
-    )  # fmt: skip
-    assert program is not None
-    program.model.metadata_props[CLASSES] = json.dumps(saved.classes)
-    with replacing(path) as temporary:
+    classes = json.dumps(saved.classes)
+    with replacing(path) as temporary:  # first, to find out whether there is a place for it
+        program = torch.onnx.export(
+            network, (like,), dynamo=True, dynamic_shapes=(free,), input_names=[IMAGES], output_names=[PROBABILITIES],
+            verbose=False,
+        )  # fmt: skip
+        assert program is not None
+        program.model.metadata_props[CLASSES] = classes
         program.save(temporary)
         difference = _largest_difference(network, temporary)
         if not difference <= _TOLERANCE:  # as NaN would be
@@ -192,13 +193,15 @@ def main(args: Sequence[str] | None = None) -> None:
         _check_packages()
         checkpoint = checkpoint_at(options.run)
         path = options.output or checkpoint.with_suffix(SUFFIX)
+        if path.is_dir():
+            raise UserError(f"'{path}' is a folder: give --output the name of a file.")
         saved = SavedTraining.read(checkpoint)
-        if "image_size" not in saved.data:
-            print(f"'{checkpoint}' is of an earlier version: its images are taken to have entered as they were stored.")
         try:
             difference = export(saved, path)
         except OSError as error:
             raise UserError(f"cannot write to '{path}': {error.strerror}.") from error
+        if "image_size" not in saved.data:
+            print(f"'{checkpoint}' is of an earlier version: its images are taken to have entered as they were stored.")
         print(f"{path} takes images, uint8 (N, H, W, 3), and gives probabilities (N, {len(saved.classes)}).")
         print(f"ONNX Runtime's differ from the network's by {difference:.1g} at most, on images of noise.")
 

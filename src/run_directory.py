@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from src.files import user_path
 CONFIG = "config.yaml"
 _VERSION = "version_"
 _LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some file systems on other machines
 _BATCH = "train/batch_"  # metrics of single batches begin so; all others are of whole epochs
 _FINAL_METRICS = {"best/val_acc": "val/acc", "final/test_acc": "test/acc", "final/test_loss": "test/loss"}
 
@@ -79,23 +81,34 @@ class RunLogger(TensorBoardLogger):
         return writer
 
     def hold(self) -> None:
-        """Keep other trainings out of the run's directory until this one ends.
+        """Keep other trainings out of the run's directory until `release`, or until this process ends.
 
         Raises:
             UserError: Another one is at work there.
         """
+        if self._lock is not None:
+            return
         lock = FileLock(Path(self.log_dir, _LOCK))
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
                 f"another training is at work in '{self.log_dir}': wait for its end, or leave out --ckpt_path for a "
-                "new run."
+                f"new run. If there is none, remove {lock.lock_file}."
             ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return
         self._lock = lock
 
     def finalize(self, status: str) -> None:
         super().finalize(status)
+        if status == "failed":
+            self.release()  # otherwise a test may follow
+
+    def release(self) -> None:
+        """Let others have the run's directory."""
         if self._lock is not None:
             Path(self._lock.lock_file).unlink(missing_ok=True)  # first, or it might be another one's
             self._lock.release()

@@ -91,8 +91,11 @@ def test_a_file_can_be_named_and_is_replaced(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "new" / "network.onnx"
+    written = []
     for checkpoint in ("best.ckpt", "last.ckpt"):
         main([str(run / "checkpoints" / checkpoint), "--output=~/new/network.onnx"])
+        written.append(path.read_bytes())
+    assert written[0] != written[1]  # of other epochs
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{path} takes images, uint8 (N, H, W, 3), and gives probabilities (N, 10)."
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -187,10 +190,12 @@ def test_mistakes_take_one_line(
         (str(tmp_path / "foreign.ckpt"),): "foreign.ckpt' does not say what its classes and its input are",
         (str(tmp_path / "killed"),): "version_0' has no checkpoints/best.ckpt",
         (str(run), "--output", str(tmp_path / "other.ckpt" / "x.onnx")): "cannot write to ",
+        (str(run), "--output", str(tmp_path)): "is a folder: give --output the name of a file",
     }
     for words, message in wanted.items():
         assert failed(*words) == 1
-        error = capsys.readouterr().err
+        printed, error = capsys.readouterr()
+        assert printed == ""
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         assert message in error

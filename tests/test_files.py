@@ -107,23 +107,26 @@ def test_bytes_are_on_the_disk_before_the_name_changes(tmp_path: Path, monkeypat
     assert synced[0] == (len("whole"), False)
 
 
-def test_who_waits_for_another_process_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_who_waits_for_another_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, said, told = [], [], threading.Event()
+
+    def note(line: str, **_: object) -> None:
+        said.append(line)
+        told.set()
+
     monkeypatch.setattr("src.files._PATIENCE", 0.05)
-    order = []
+    monkeypatch.setattr("src.files.rank_zero_only", lambda _: note)
     with one_at_a_time(tmp_path / "lock", "sleeping"):
         other = threading.Thread(target=wait_and_note, args=(tmp_path / "lock", order))
         other.start()
-        while "waiting" not in (said := capsys.readouterr().out):
-            assert other.is_alive()
+        assert told.wait(10)
         order.append("first")
     other.join()
     assert order == ["first", "second"]
-    assert said == f"another process is sleeping; waiting for it to end ({tmp_path / 'lock'})\n"
+    assert said == [f"another process is sleeping; waiting for it to end ({tmp_path / 'lock'})"]
     with one_at_a_time(tmp_path / "lock", "sleeping"):
         pass
-    assert capsys.readouterr().out == ""
+    assert len(said) == 1
 
 
 def wait_and_note(lock: Path, order: list[str]) -> None:

@@ -102,6 +102,11 @@ def test_files_name_no_private_path_and_no_package_index() -> None:
     assert found == {}
 
 
+def test_no_file_is_a_product() -> None:
+    """What a command leaves is larger than what people write, and grows the history for good."""
+    assert {path.name for path in tracked_files() if path.stat().st_size > 2**19} == set()
+
+
 def test_license_is_mit() -> None:
     assert PROJECT["license"] == "MIT"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 thaw contributors\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.errors import UserError
@@ -35,15 +37,29 @@ def test_run_name_from_within_the_run_directory(tmp_path: Path, monkeypatch: pyt
     assert run_name(RunOptions(), [Path("config.yaml")]) == "last4"
 
 
-def test_a_new_run_is_held_until_its_training_ends(tmp_path: Path) -> None:
+def test_a_new_run_is_held_until_its_training_and_its_test_have_ended(tmp_path: Path) -> None:
     first, second = (RunLogger(tmp_path, "last4", version) for version in (None, "version_0"))
     _ = first.experiment
-    with pytest.raises(UserError, match="another training is at work in"):
+    first.finalize("success")  # as Lightning does between training and test
+    with pytest.raises(UserError, match=r"another training is at work in .* remove .*version_0/\.lock"):
         second.hold()
-    first.finalize("success")
+    first.release()
     second.hold()
     second.finalize("failed")
+    first.hold()
+    first.hold()  # once is enough
+    first.release()
     assert not list((tmp_path / "last4" / "version_0").glob(".*"))
+
+
+def test_a_run_goes_on_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FileLock, timeout: float) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    logger = RunLogger(tmp_path, "last4")
+    _ = logger.experiment
+    logger.release()
 
 
 def make_run(root: Path, version: str, *checkpoints: str) -> Path:

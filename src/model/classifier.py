@@ -214,14 +214,7 @@ class TransferClassifier(LightningModule):
             self.logger.log_metrics({"train/batch_loss": loss}, steps - 1)
 
     def on_train_epoch_end(self) -> None:
-        loss = self.train_metrics.compute()["loss"]
         self._log_epoch("train", self.train_metrics)
-        # One batch's overflow in 16-mixed is no loss, for its step is left out.
-        if not loss.isfinite() and not all(parameter.isfinite().all() for parameter in self.parameters()):
-            raise UserError(
-                f"in epoch {self.current_epoch}, counted from 0, weights became infinite or no numbers: start again "
-                "with lower rates (model.optimizer.init_args.lr, unfreezing.rates), or with trainer.gradient_clip_val."
-            )
 
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """Give probabilities, (N, classes), as `plain`."""
@@ -271,10 +264,23 @@ class TransferClassifier(LightningModule):
         metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_numbers(checkpoint)
         # A run stopped within an epoch must report that epoch's training metrics over all batches of all processes.
         with self.train_metrics.sync_context():
             checkpoint["train_metrics"] = deepcopy(self.train_metrics.metric_state)
         checkpoint["frozen"] = {"depth": self.depth, "ranges": self.ranges and tuple(self.ranges)}
+
+    def _check_numbers(self, checkpoint: dict[str, Any]) -> None:
+        """End a training of which nothing is left, before it takes the place of what was saved earlier."""
+        states = (checkpoint.get(name, {}) for name in ("state_dict", "current_model_state"))  # two if it averages
+        finite = all(bool(value.isfinite().all()) for state in states for value in state.values())
+        if self._trainer is not None:  # statistics of BatchNorm differ between processes
+            finite = self.trainer.strategy.reduce_boolean_decision(finite)
+        if not finite:
+            raise UserError(
+                f"in epoch {self.current_epoch}, counted from 0, weights became infinite or no numbers: start again "
+                "with lower rates (model.optimizer.init_args.lr, unfreezing.rates), or with trainer.gradient_clip_val."
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What all processes had seen is counted once, by the first.

@@ -175,6 +175,8 @@ class VGGBackbone(nn.Sequential):
                     wrong.append(f"{name}.{kind} is missing")
                 elif found.shape != wanted:
                     wrong.append(f"{name}.{kind} is {tuple(found.shape)} instead of {tuple(wanted)}")
+                elif not found.isfinite().all():
+                    wrong.append(f"{name}.{kind} is infinite in places, or no number")
                 else:
                     translated[f"{name}.{kind}"] = found
         if wrong:

@@ -105,7 +105,7 @@ LINEAR, COSINE = {"decay": "linear"}, {"decay": "cosine"}
         ({0: 0, 20: 4}, BLOCK5, 20, (20, 21)),  # and before it thaws: the table of stages shows its first rate
     ],
 )
-def test_spell_is_the_unbroken_run_of_epochs(
+def test_training_span_is_the_unbroken_run_of_epochs(
     stages: dict[int, int], layer: int, epoch: int, epochs: tuple[int, int] | None
 ) -> None:
     assert training_span(stages, layer, epoch, max_epochs=10) == epochs

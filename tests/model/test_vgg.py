@@ -229,6 +229,12 @@ def test_misshapen_layer_is_named(whole: State, tmp_path: Path, backbone: VGGBac
         backbone.load(str(tmp_path / PLAIN))
 
 
+def test_weights_that_are_no_numbers_are_named(whole: State, tmp_path: Path, backbone: VGGBackbone) -> None:
+    torch.save({**whole, "features.24.bias": torch.full((512,), torch.nan)}, tmp_path / PLAIN)
+    with pytest.raises(UserError, match=r"block5_conv1\.bias is infinite in places, or no number\."):
+        backbone.load(str(tmp_path / PLAIN))
+
+
 def test_another_networks_weights_are_refused_in_few_words(tmp_path: Path, backbone: VGGBackbone) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / PLAIN)
     with pytest.raises(UserError, match=r"block1_conv1\.weight is missing; .* and 22 more"):
