@@ -126,7 +126,7 @@ class SaveConfig(SaveConfigCallback):
                 print(f"goes on with {change}", flush=True)
 
     def _hold(self, trainer: Trainer) -> None:
-        """Keep other trainings out; if one is there, all processes end, for none would wait for the first in vain."""
+        """Keep other trainings out; if one is there all processes end, lest they wait for the first in vain."""
         refusal = None
         if trainer.is_global_zero:
             assert isinstance(trainer.logger, RunLogger)
@@ -136,7 +136,7 @@ class SaveConfig(SaveConfigCallback):
                 refusal = str(error)
         refusal = trainer.strategy.broadcast(refusal)
         if refusal is not None:
-            raise UserError(refusal)
+            raise UserError(refusal) if trainer.is_global_zero else SystemExit(1)  # one line for all of them
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config))
