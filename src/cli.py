@@ -111,7 +111,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
+        if stage != "fit" or self.already_saved:
             return
         self._hold(trainer)
         path = Path(trainer.log_dir or ".") / CONFIG  # asks all processes
