@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,12 @@ def export(saved: SavedTraining, path: Path) -> float:
     like = torch.zeros(2, side + 1, side + 2, 3, dtype=torch.uint8)  # sides that differ, or they would be taken for one
     classes = json.dumps(saved.classes)
     with replacing(path) as temporary:  # first, to find out whether there is a place for it
-        program = torch.onnx.export(
-            network, (like,), dynamo=True, dynamic_shapes=(free,), input_names=[IMAGES], output_names=[PROBABILITIES],
-            verbose=False,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # in which older versions of torch warn themselves
+            program = torch.onnx.export(
+                network, (like,), dynamo=True, dynamic_shapes=(free,), input_names=[IMAGES],
+                output_names=[PROBABILITIES], verbose=False,
+            )  # fmt: skip
         assert program is not None
         program.model.metadata_props[CLASSES] = classes
         program.save(temporary)
