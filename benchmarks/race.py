@@ -87,6 +87,7 @@ class Contestant:
         with suppress(BrokenPipeError, subprocess.TimeoutExpired):
             self.process.communicate("stop\n", timeout=20)
         self.process.kill()
+        self.errors.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
