@@ -27,12 +27,13 @@ SIDE, ENLARGED = 32, 48
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train on images that are enlarged, until answers depend on what they show, and test."""
-    configs = [REPOSITORY / "configs" / file for file in ("last4.yaml", "with/sample.yaml")]
+    configs = [REPOSITORY / "configs" / file for file in ("head.yaml", "with/sample.yaml")]
     words = [word for config in configs for word in ("--config", str(config))]
     root = tmp_path_factory.mktemp("runs")
-    options = f"--data.source.init_args.size 50 --trainer.max_epochs 4 --data.batch_size 4 --run.root {root}"
+    options = f"--data.source.init_args.size 50 --trainer.max_epochs 3 --data.batch_size 4 --run.root {root}"
+    options += " --model.optimizer.init_args.lr 1e-2"
     cli.main(["fit", *words, *options.split(), "--data.input_size", str(ENLARGED), "--trainer.accelerator", "cpu"])
-    return root / "last4" / "version_0"
+    return root / "head" / "version_0"
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,8 @@ def test_it_resizes_photographs_as_a_folder_does(
     assert np.abs(pixels - decoded).max() <= 2
     assert np.abs(pixels - decoded).mean() < 0.1
     assert np.array_equal(pixels, np.round(pixels))
-    np.testing.assert_allclose(answers(session, photo[None]), answers(session, small[None]), atol=5e-5)
-    assert np.abs(answers(session, photo[None, ::4, ::6]) - answers(session, small[None])).max() > 1e-3  # others differ
+    np.testing.assert_allclose(answers(session, photo[None]), answers(session, small[None]), atol=5e-4)
+    assert np.abs(answers(session, photo[None, ::4, ::6]) - answers(session, small[None])).max() > 5e-3  # others differ
 
 
 def test_another_program_reads_it_as_the_readme_says(
@@ -91,14 +92,15 @@ def test_a_file_can_be_named_and_is_replaced(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "new" / "network.onnx"
-    written = []
-    for checkpoint in ("best.ckpt", "last.ckpt"):
-        main([str(run / "checkpoints" / checkpoint), "--output=~/new/network.onnx"])
-        written.append(path.read_bytes())
-    assert written[0] != written[1]  # of other epochs
+    path.parent.mkdir()
+    path.write_text("an earlier one")
+    main([str(run / "checkpoints" / "last.ckpt"), "--output=~/new/network.onnx"])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{path} takes images, uint8 (N, H, W, 3), and gives probabilities (N, 10)."
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"images": np.zeros((1, SIDE, SIDE, 3), np.uint8)})
+    last = inference_model(SavedTraining.read(run / "checkpoints" / "last.ckpt"))
+    np.testing.assert_allclose(found, last(torch.zeros(1, SIDE, SIDE, 3)).detach(), atol=1e-5)
 
 
 def test_what_onnx_runtime_finds_otherwise_is_not_kept(
@@ -160,10 +162,10 @@ def test_what_does_not_fit_into_one_file_is_refused(run: Path, tmp_path: Path, m
 def test_ctrl_c_takes_one_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> float:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("src.export._largest_difference", interrupted)
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
     with pytest.raises(SystemExit) as ended:
         main([str(run), "--output", str(tmp_path / "network.onnx")])
     assert (ended.value.code, capsys.readouterr().err) == (130, "stopped by SIGINT\n")
