@@ -41,7 +41,10 @@ def missing_data() -> str | None:
 
 
 # Files that take longest, to be begun first: at the end one process would be busy with one of them alone.
-_LONGEST = ["test_resume.py", "test_cli.py", "test_errors.py", "test_configs.py", "test_feature_cache.py"]
+_LONGEST = [
+    "test_resume.py", "test_cli.py", "test_errors.py", "test_configs.py", "test_feature_cache.py", "test_processes.py",
+    "test_export.py",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -391,7 +391,7 @@ def test_answers_are_printed_too(borrowed: Run, photos: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.splitlines()[10] == "and 2 more"
 
 
-@pytest.mark.parametrize("standardize", ["weights", "dataset"])
+@pytest.mark.parametrize("standardize", ["weights", pytest.param("dataset", marks=pytest.mark.slow)])
 def test_predicting_needs_no_training_images(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, standardize: str
 ) -> None:
@@ -667,7 +667,13 @@ def test_resuming_with_a_number_of_steps_is_refused(borrowed: Run, capsys: pytes
     assert "a run with trainer.max_steps cannot be continued" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("end", [["--trainer.max_steps", "4"], ["--trainer.callbacks+=tests.support.EndAfter"]])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(["--trainer.max_steps", "4"], marks=pytest.mark.slow),
+        ["--trainer.callbacks+=tests.support.EndAfter"],
+    ],
+)
 def test_resuming_after_an_end_within_an_epoch_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], end: list[str]
 ) -> None:
@@ -858,7 +864,8 @@ def test_a_stop_comes_though_every_step_is_followed_by_a_validation(tmp_path: Pa
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
 
 
-@pytest.mark.parametrize("counted", ["1", "null"])  # batches of an epoch, or of the training
+# Batches of an epoch, or of the training.
+@pytest.mark.parametrize("counted", [pytest.param("1", marks=pytest.mark.slow), "null"])
 def test_a_stop_does_not_leave_out_a_validation_within_the_epoch(tmp_path: Path, counted: str) -> None:
     """Of five batches the second and the fourth are followed by one; the signal comes within the second."""
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
@@ -914,7 +921,11 @@ def test_resuming_on_other_images_is_refused(borrowed: Run, capsys: pytest.Captu
     ("changed", "refused"),
     [
         (["--data.batch_size", "7"], "data.batch_size was 12 and is 7. Finish the epoch with the same."),
-        (["--seed_everything", "2"], "seed_everything was 1 and is 2. Finish the epoch with the same."),
+        pytest.param(
+            ["--seed_everything", "2"],
+            "seed_everything was 1 and is 2. Finish the epoch with the same.",
+            marks=pytest.mark.slow,
+        ),
         (["--trainer.devices", "2"], "number of processes was 1 and is 2. Finish the epoch with as many devices."),
     ],
 )

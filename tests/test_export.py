@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configs = [REPOSITORY / "configs" / file for file in ("head.yaml", "with/sample.yaml")]
     words = [word for config in configs for word in ("--config", str(config))]
     root = tmp_path_factory.mktemp("runs")
-    options = f"--data.source.init_args.size 50 --trainer.max_epochs 3 --data.batch_size 4 --run.root {root}"
+    options = f"--data.source.init_args.size 50 --trainer.max_epochs 1 --data.batch_size 2 --run.root {root}"
     options += " --model.optimizer.init_args.lr 1e-2"
     cli.main(["fit", *words, *options.split(), "--data.input_size", str(ENLARGED), "--trainer.accelerator", "cpu"])
     return root / "head" / "version_0"
