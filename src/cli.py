@@ -166,6 +166,7 @@ class ThawCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_checked_seed)
         weights = ("model.weights", "model.weights_input")
         parser.link_arguments(weights, "data.weights_input", compute_fn=_expected_or_unknown)
+        parser.link_arguments("model.cuda_graphs", "data.cuda_graphs")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_size", "model.image_size", apply_on="instantiate")
 

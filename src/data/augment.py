@@ -12,12 +12,12 @@ from src.errors import UserError
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
 
-def uniform(seed: int, view: int, indices: Tensor, draws: int) -> Tensor:
+def uniform(seed: int, view: int | Tensor, indices: Tensor, draws: int) -> Tensor:
     """Return random numbers that depend on four counters alone: seed, view, image index and draw.
 
     The result is float32 in [0, 1), in steps of 2**-24, of shape (N, draws) for integer `indices` of shape
     (N,), on their device. It has the same bits on every device and in every batch. Seed and view may be any
-    integers and count modulo 2**64.
+    integers and count modulo 2**64; the view also a tensor of shape (), int64.
 
     Each counter says how far to advance a SplitMix64 generator, whose output seeds the generator of the next
     counter (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014; the
@@ -26,7 +26,7 @@ def uniform(seed: int, view: int, indices: Tensor, draws: int) -> Tensor:
     state = torch.tensor(0)
     for counter in (
         torch.tensor(_wrap(seed)),
-        torch.tensor(_wrap(view)),
+        view if isinstance(view, Tensor) else torch.tensor(_wrap(view)),
         indices.to(torch.int64)[:, None],
         torch.arange(draws, device=indices.device),
     ):
@@ -126,7 +126,7 @@ class Augmentation:
             if not in_range:
                 raise UserError(f"Augmentation option {name}={getattr(self, name)}: choose {allowed}.")
 
-    def __call__(self, images: Tensor, *, seed: int, view: int, indices: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, *, seed: int, view: int | Tensor, indices: Tensor) -> Tensor:
         """Return augmented copies of images on the 0-255 scale, as float32 of the same shape (N, 3, H, W).
 
         `images` are uint8 or floating point; `indices`, of shape (N,), are their places in the data set. On a
@@ -144,7 +144,7 @@ class Augmentation:
             result = _recolour(result, images, draws)
         return _cut_out(result, images, draws, self.cutout) if self.cutout else result
 
-    def draw(self, seed: int, view: int, indices: Tensor) -> Draws:
+    def draw(self, seed: int, view: int | Tensor, indices: Tensor) -> Draws:
         """Draw what happens to the images with these indices (N,) in this view."""
         numbers = uniform(seed, view, indices, draws=len(Draws._fields)).unbind(1)
         angle, row_shift, column_shift, row_zoom, column_zoom = (2 * number - 1 for number in numbers[:5])

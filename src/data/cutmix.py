@@ -26,7 +26,7 @@ class Patches(NamedTuple):
     right: Tensor
 
 
-def draw_patches(probability: float, seed: int, view: int, indices: Tensor, images: int, side: int) -> Patches:
+def draw_patches(probability: float, seed: int, view: int | Tensor, indices: Tensor, images: int, side: int) -> Patches:
     """Draw rectangles of any area, clipped at the borders: a pure function of seed, view and image index.
 
     Args:

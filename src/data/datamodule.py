@@ -21,6 +21,7 @@ from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, FOR_PREDICT_ONLY, Source
 from src.data.split import channel_statistics, train_val_split
 from src.errors import UserError
+from src.replay import Replay
 
 _SAMPLE = 256  # images
 
@@ -40,6 +41,7 @@ class ImageDataModule(LightningDataModule):
             On a GPU it wants `on_device`: else every step waits until those images are sent.
         on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
         input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
+        cuda_graphs: Whether to record how images kept on a GPU are changed, and to repeat it; the model tells it.
         seed: Seed of order and augmentation; `seed_everything` tells it.
         weights_input: Mean and deviation that the weights expect, pixels 0 to 255; the model's weights tell it.
 
@@ -58,6 +60,7 @@ class ImageDataModule(LightningDataModule):
         cutmix: float = 0.0,
         input_size: int | None = None,
         on_device: bool = False,
+        cuda_graphs: bool = False,
         seed: int = 777,
         weights_input: Any = None,
     ) -> None:
@@ -89,6 +92,9 @@ class ImageDataModule(LightningDataModule):
         self.cutmix = cutmix
         self.input_size = input_size
         self.on_device = on_device
+        self.cuda_graphs = cuda_graphs
+        self._replayed_change = Replay(self._augmented_and_standardized)
+        self._view_there = -1, torch.tensor(-1)
         self.seed = seed
         self.weights_input = weights_input
         self.classes = source.classes  # reads names only: a wrong folder is found before anything is made
@@ -96,6 +102,8 @@ class ImageDataModule(LightningDataModule):
         self.views: int | None = None  # how many different views there are; None: no end of them
         self.images_stay = False  # whether every epoch gives a process the same images
         self.statistics = torch.empty(2, 3)
+        self._statistics_there = self.statistics, self.statistics.clone()
+        self._digests: tuple[str, str] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -168,10 +176,12 @@ class ImageDataModule(LightningDataModule):
             processes: How many share the images; before a training begins only its trainer knows.
             stay: Whether every epoch gives a process the same images; before that only its feature cache knows.
         """
-        datasets = [self.datasets[split] for split in ("train", "val")]
-        images = digest(part for dataset in datasets for part in dataset.identity())
-        # Where one file takes another one's place, numbers and labels stay, and the split falls elsewhere.
-        files = digest(dataset.file_names() for dataset in datasets)
+        if self._digests is None:  # every checkpoint asks, and the images stay
+            datasets = [self.datasets[split] for split in ("train", "val")]
+            images = digest(part for dataset in datasets for part in dataset.identity())
+            # Where one file takes another one's place, numbers and labels stay, and the split falls elsewhere.
+            self._digests = images, digest(dataset.file_names() for dataset in datasets)
+        images, files = self._digests
         batches = {"batch_size": self.batch_size, "seed": self.seed, "processes": processes}
         return {"images": images, "files": files, **batches, "stay": stay and processes > 1}
 
@@ -260,15 +270,31 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (training only) and standardize on the device, in float32; features pass unchanged."""
         trainer = self.trainer
-        if trainer is not None and trainer.training:
-            batch = self._augmented(batch, self.view_of(trainer.current_epoch))
+        if trainer is None or not trainer.training:
+            return self._standardized(batch)
+        view = self.view_of(trainer.current_epoch)
+        if self._replays(batch):
+            if self._view_there[0] != view:
+                self._view_there = view, torch.tensor(view, device=batch.labels.device)
+            self._statistics_on(batch.labels.device)  # in case they have changed, of which a recording sees nothing
+            return self._replayed_change(self._view_there[1], *batch)
+        return self._augmented_and_standardized(view, *batch)
+
+    def _replays(self, batch: Batch) -> bool:
+        """Tell whether changes are recorded; other images come from the CPU, which a GPU cannot ask for them."""
+        return self.cuda_graphs and self.on_device and batch.labels.is_cuda
+
+    def _augmented_and_standardized(self, view: int | Tensor, *parts: Any) -> Batch:
+        return self._standardized(self._augmented(Batch(*parts), view))
+
+    def _standardized(self, batch: Batch) -> Batch:
         return batch if batch.entry > 0 else batch._replace(inputs=self.standardized(batch.inputs))
 
     def view_of(self, epoch: int) -> int:
         """Tell which view of the training images an epoch shows."""
         return epoch if self.views is None else epoch % self.views
 
-    def _augmented(self, batch: Batch, view: int) -> Batch:
+    def _augmented(self, batch: Batch, view: int | Tensor) -> Batch:
         images = batch.entry == 0
         if images:
             batch = batch._replace(inputs=self._changed(batch.inputs, view, batch.indices))
@@ -284,7 +310,7 @@ class ImageDataModule(LightningDataModule):
         labels = train.labels[others].to(batch.labels.device)
         return batch._replace(other_labels=labels, other_shares=shares(patches, side))
 
-    def _changed(self, pixels: Tensor, view: int, indices: Tensor) -> Tensor:
+    def _changed(self, pixels: Tensor, view: int | Tensor, indices: Tensor) -> Tensor:
         if self.augmentation is None:
             return pixels
         return self.augmentation(pixels, seed=self.seed, view=view, indices=indices)
@@ -304,12 +330,21 @@ class ImageDataModule(LightningDataModule):
 
     def standardized(self, pixels: Tensor) -> Tensor:
         """Turn pixels from 0 to 255, (N, 3, H, W), into network input at `image_size`, float32."""
-        # Not waited for: a device works on the step before while this one is prepared.
-        mean, std = self.statistics.to(pixels.device, non_blocking=True).view(2, 1, 3, 1, 1)
+        mean, std = self._statistics_on(pixels.device).view(2, 1, 3, 1, 1)
         inputs = (pixels.to(torch.float32) - mean) / std
         if self.input_size is not None and self.input_size != inputs.shape[-1]:
             inputs = F.interpolate(inputs, size=(self.input_size, self.input_size), mode="bilinear")
         return inputs
+
+    def _statistics_on(self, device: torch.device) -> Tensor:
+        """Give mean and deviation where they are needed, in the same memory even if they have become others."""
+        known, there = self._statistics_there
+        if there.device != device:
+            there = self.statistics.to(device, copy=True)
+        elif known is not self.statistics:
+            there.copy_(self.statistics)
+        self._statistics_there = self.statistics, there
+        return there
 
     def sample_images(self) -> Tensor:
         """Give up to 256 training images of all classes as network input, the same in every process."""
@@ -320,5 +355,5 @@ class ImageDataModule(LightningDataModule):
 
     def pixels(self, inputs: Tensor) -> Tensor:
         """Turn network input back into pixels from 0 to 255, at the size that the network sees."""
-        mean, std = self.statistics.to(inputs.device).view(2, 1, 3, 1, 1)
+        mean, std = self._statistics_on(inputs.device).view(2, 1, 3, 1, 1)
         return inputs * std + mean

@@ -24,6 +24,7 @@ from src.model.loss_and_accuracy import LossAndAccuracy
 from src.model.memory_order import step_in_memory_order
 from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
+from src.replay import Replay
 
 HEAD = "head"
 
@@ -40,6 +41,9 @@ class TransferClassifier(LightningModule):
         label_smoothing: Share of every training label that is spread evenly over all classes.
         optimizer: Any torch optimizer by class path; weight decay never reaches biases and norms.
         compile: Whether to compile the network with torch.compile, anew at each stage.
+        cuda_graphs: Whether to record a step's forward and backward pass on a GPU once a stage, and to repeat them as
+            one launch. Of several processes, with gradients that are accumulated or scaled (16-mixed), and while a
+            feature cache fills, steps are made as without.
         frozen_precision: Precision of the frozen layers: `same` as of those that train (trainer.precision); `bf16`,
             about twice as fast on processors with bfloat16 instructions, with features of half the size; or `int8`,
             several times as fast on processors with VNNI instructions, with features of a quarter of the size.
@@ -61,6 +65,7 @@ class TransferClassifier(LightningModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-4),
         compile: bool = False,
+        cuda_graphs: bool = False,
         frozen_precision: Literal["same", "bf16", "int8"] = "same",
         test_time_augmentation: TestTimeAugmentation | None = None,
         num_classes: int = 10,
@@ -88,6 +93,10 @@ class TransferClassifier(LightningModule):
         self.compiled = compile
         self._prefix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_prefix) if compile else self._run_prefix
         self._suffix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_suffix) if compile else self._run_suffix
+        self.cuda_graphs = cuda_graphs
+        self._replays = False  # whether this training's steps are repeated
+        self._replayed_step = Replay(self._forward_and_backward)
+        self._replayed_evaluation = Replay(self._evaluated)
         self.keep_features: Callable[[Batch, Tensor, str], None] | None = None
         """Called with what the frozen layers made of a batch, and the split it is from."""
         self._drawn = 0  # steps made when the loss of a batch was last drawn
@@ -125,6 +134,8 @@ class TransferClassifier(LightningModule):
         if depth != self.depth:
             self.ranges = None
         self.depth, self._int8 = depth, None
+        self._replayed_step.forget()
+        self._replayed_evaluation.forget()
         if self.compiled:
             torch.compiler.reset()  # a graph compiled before could go on without the thawed layers' gradients
         for parameter in self.backbone.parameters():
@@ -181,13 +192,51 @@ class TransferClassifier(LightningModule):
             features = features.float()  # which frozen layers in bfloat16 do not give
         return self.head(self.backbone(features, entry))
 
+    def _keeps(self, batch: Batch) -> bool:
+        """Tell whether a cache wants what the frozen layers make of a batch."""
+        return self.keep_features is not None and batch.entry < self.depth
+
     def _logits(self, batch: Batch, split: str) -> Tensor:
         features = self.prefix(batch.inputs, batch.entry)
-        if self.keep_features is not None and batch.entry < self.depth:
+        if self.keep_features is not None and self._keeps(batch):
             self.keep_features(batch, features, split)
         return self._suffix(features, max(batch.entry, self.depth))
 
+    def on_fit_start(self) -> None:
+        self._replays = self.cuda_graphs and self.device.type == "cuda" and self._steps_alone()
+
+    def _steps_alone(self) -> bool:
+        """Tell whether a step follows from its batch alone: no other process, batch or scale has a part in it."""
+        trainer = self.trainer
+        return trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and trainer.precision != "16-mixed"
+
     def training_step(self, batch: Batch) -> Tensor:
+        if not self._replays:
+            return self._train_on(batch)
+        step = self._forward_and_backward if self._keeps(batch) else self._replayed_step
+        loss, gradients = step(*batch)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        self.train_metrics.note_update()
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not self._replays:  # else gradients are there already, and the next step writes over them
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._replays:
+            super().backward(loss, *args, **kwargs)
+
+    def _forward_and_backward(self, *parts: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor | None]]]:
+        """Give the loss of a batch, whose parts these are, and the gradient of each parameter that trains."""
+        loss = self._train_on(Batch(*parts))
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with torch.autocast(loss.device.type, enabled=False):  # Lightning's, around a step; gradients keep their types
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return loss.detach(), [(own, _in_order_of(own, found)) for own, found in zip(trained, gradients, strict=True)]
+
+    def _train_on(self, batch: Batch) -> Tensor:
         logits = self._logits(batch, "train")
         loss, labels = self._loss(logits, batch), batch.labels
         if batch.other_labels is not None and batch.other_shares is not None:
@@ -247,11 +296,23 @@ class TransferClassifier(LightningModule):
         return {"plain": self(batch.inputs, batch.entry).float().softmax(dim=1)}
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:
+        if not len(batch.labels):  # a process may run out of images before the others do
+            return self._logits(batch, split).float().softmax(dim=1)
+        if self._replays and not self._keeps(batch):
+            found = self._replayed_evaluation(split, *batch)
+            probabilities, guesses = (each.clone() for each in found)  # the next batch's take their place
+            metrics["loss_and_accuracy"].note_update()  # type: ignore[operator]
+        else:
+            probabilities, guesses = self._evaluated(split, *batch)
+        self._guesses.append(guesses)
+        return probabilities
+
+    def _evaluated(self, split: str, *parts: Any) -> tuple[Tensor, Tensor]:
+        """Give probabilities, (N, classes), and classes guessed and right, (2, N), of a batch of these parts."""
+        batch, metrics = Batch(*parts), {"val": self.val_metrics, "test": self.test_metrics}[split]
         logits = self._logits(batch, split)
-        if len(batch.labels):  # a process may run out of images before the others do
-            metrics["loss_and_accuracy"].update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
-            self._guesses.append(torch.stack((logits.argmax(dim=1), batch.labels)))
-        return logits.float().softmax(dim=1)
+        metrics["loss_and_accuracy"].update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
+        return logits.float().softmax(dim=1), torch.stack((logits.argmax(dim=1), batch.labels))
 
     def _count_guesses(self, metrics: MetricCollection) -> None:
         """Update F1 once an epoch: torchmetrics asks for the largest class, and on a GPU batches would wait for it."""
@@ -324,6 +385,13 @@ class TransferClassifier(LightningModule):
         step_in_fewer_groups(optimizer)
         _keep_settings(optimizer)
         return optimizer
+
+
+def _in_order_of(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """Lay a gradient out in memory as its parameter, which fused optimizers take for granted."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _keep_settings(optimizer: torch.optim.Optimizer) -> None:

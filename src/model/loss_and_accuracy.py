@@ -38,5 +38,15 @@ class LossAndAccuracy(Metric):
         self.right += ((guesses == labels) & (values == values)).sum()  # a row with NaN in it has NaN for its maximum
         self.seen += len(labels)
 
+    def reset(self) -> None:
+        """Begin anew, in the same tensors: a recorded step goes on writing to them."""
+        kept = self.loss, self.right, self.seen
+        super().reset()
+        self.loss, self.right, self.seen = (each.zero_() for each in kept)
+
+    def note_update(self) -> None:
+        """Know that there was one of which Python saw nothing."""
+        self._update_count, self._computed = max(self._update_count, 1), None
+
     def compute(self) -> dict[str, Tensor]:
         return {"loss": self.loss / self.seen, "acc": self.right / self.seen}

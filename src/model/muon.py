@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from src.replay import Replay
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # lift small singular values fastest, at the price of ending around 1
 _LARGE = 256  # rows from which it shows how long a product takes
 
@@ -55,6 +57,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Invalid {name}: {value}")
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps, "betas": betas}
         super().__init__(params, settings)
+        self._replayed_steps = Replay(_orthogonal_steps)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,21 +81,29 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for parameter, update in zip(parameters, ahead, strict=True):
-            matrix = _as_matrix(update.bfloat16())
-            rate = group["lr"] * 0.2 * max(matrix.shape) ** 0.5  # an orthogonal step of the root mean square of AdamW's
-            step = orthogonalize(matrix, group["ns_steps"]).to(parameter.dtype)
-            parameter.add_(_as_kernels(step, parameter.shape), alpha=-rate)
+        # On a GPU these are some twenty launches a matrix, which take longer than what they launch.
+        orthogonal_steps = self._replayed_steps if parameters[0].is_cuda else _orthogonal_steps
+        for parameter, step in zip(parameters, orthogonal_steps(group["ns_steps"], *ahead), strict=True):
+            longer_side = max(len(step), step[0].numel())
+            rate = group["lr"] * 0.2 * longer_side**0.5  # an orthogonal step of the root mean square of AdamW's
+            parameter.add_(step, alpha=-rate)
 
     def _step_vectors(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         averages = [self._state(parameter, "exp_avg", "exp_avg_sq") for parameter in parameters]
-        counts = [self.state[parameter].setdefault("step", torch.zeros(())) for parameter in parameters]
+        counts = [self._count(parameter) for parameter in parameters]
         beta1, beta2 = group["betas"]
         adam(
             parameters, [parameter.grad for parameter in parameters if parameter.grad is not None],
             [average for average, _ in averages], [square for _, square in averages], [], counts,
             amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=1e-8, maximize=False,
+            fused=parameters[0].is_cuda or None,
         )  # fmt: skip
+
+    def _count(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        place = parameter.device if parameter.is_cuda else torch.device("cpu")  # where torch's Adam wants it
+        state["step"] = state["step"].to(place) if "step" in state else torch.zeros((), device=place)
+        return state["step"]
 
     def _state(self, parameter: Tensor, *names: str) -> list[Tensor]:
         state = self.state[parameter]
@@ -100,6 +111,14 @@ class Muon(torch.optim.Optimizer):
             if name not in state:
                 state[name] = torch.zeros_like(parameter)
         return [state[name] for name in names]
+
+
+def _orthogonal_steps(steps: int, *updates: Tensor) -> list[Tensor]:
+    """Make updates of matrices and kernels orthogonal, each in its own shape, type and order in memory."""
+    return [
+        _as_kernels(orthogonalize(_as_matrix(update.bfloat16()), steps).to(update.dtype), update.shape)
+        for update in updates
+    ]
 
 
 def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
