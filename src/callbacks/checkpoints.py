@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,14 +23,88 @@ LAST = "last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its destination and rename it: a run killed in between keeps the old one."""
+    """Write a checkpoint beside its destination and rename it: a run killed in between keeps the old one.
+
+    What is on a GPU is copied there, and written while training goes on, for a GPU's epoch may take less time than its
+    checkpoint. One that has not been begun when the next comes for the same file is left out. Whoever reads one, and
+    the end of the training, waits for all.
+    """
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: list[Future[None]] = []
+        self._waiting: dict[Path, _Copy] = {}
+        self._lock = Lock()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:  # which hides that the disk is full
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        device = _gpu_of(checkpoint)
+        if device is None:
+            _write(checkpoint, Path(path))
+            return
+        self._finish(only_done=True)
+        copy = _Copy(checkpoint, device)
+        with self._lock:
+            due = Path(path) in self._waiting
+            self._waiting[Path(path)] = copy
+        if not due:
+            self._writing.append(self._writer.submit(self._write_waiting, Path(path)))
+
+    def _write_waiting(self, path: Path) -> None:
+        with self._lock:
+            copy = self._waiting.pop(path)
+        copy.write(path)
+
+    def _finish(self, only_done: bool = False) -> None:
+        """Wait for what is being written, and raise what went wrong with it."""
+        due = [future for future in self._writing if future.done() or not only_done]
+        self._writing = [future for future in self._writing if future not in due]
+        for future in due:
+            future.result()
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._finish()
+        return super().load_checkpoint(*args, **kwargs)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        self._finish()
+        super().remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        self._finish()
+
+
+class _Copy:
+    """What a checkpoint holds now, on its GPU until it is written."""
+
+    def __init__(self, checkpoint: dict[str, Any], device: torch.device) -> None:
+        self._content = deepcopy(checkpoint)
+        self._device = device
+        self._made = torch.cuda.current_stream(device).record_event()
+
+    def write(self, path: Path) -> None:
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):  # not behind the steps to come
+            self._made.wait()
+            _write(self._content, path)
+
+
+def _gpu_of(checkpoint: dict[str, Any]) -> torch.device | None:
+    return next((tensor.device for tensor in _tensors(checkpoint) if tensor.is_cuda), None)
+
+
+def _tensors(content: Any) -> Iterator[torch.Tensor]:
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, (Mapping, list, tuple)):
+        for part in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(part)
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # which hides that the disk is full
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -134,8 +134,7 @@ class TransferClassifier(LightningModule):
         if depth != self.depth:
             self.ranges = None
         self.depth, self._int8 = depth, None
-        self._replayed_step.forget()
-        self._replayed_evaluation.forget()
+        self._forget()
         if self.compiled:
             torch.compiler.reset()  # a graph compiled before could go on without the thawed layers' gradients
         for parameter in self.backbone.parameters():
@@ -204,6 +203,19 @@ class TransferClassifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self._replays = self.cuda_graphs and self.device.type == "cuda" and self._steps_alone()
+
+    def on_fit_end(self) -> None:
+        self._replays = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._replayed_step.forget()
+        self._replayed_evaluation.forget()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TransferClassifier:
+        self._forget()  # recordings know where in memory the weights are
+        super()._apply(fn, recurse)
+        return self
 
     def _steps_alone(self) -> bool:
         """Tell whether a step follows from its batch alone: no other process, batch or scale has a part in it."""
