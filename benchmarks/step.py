@@ -1,6 +1,7 @@
 """Time one training step in a plain loop: forward, backward and Adam, with a recipe's layers.
 
-    python -m benchmarks.step [--layers 4] [--batch-size 32] [--image-size 32] [--half] [--compile] [--device cuda]
+    python -m benchmarks.step [--layers 4] [--batch-size 32] [--image-size 32] [--half] [--compile]
+        [--cuda-graphs] [--device cuda]
 
 With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit, with
 arithmetic.py and timing.py, it tells what a change of the step brought.
@@ -12,10 +13,10 @@ import argparse
 import os
 
 import torch
-from torch.nn import functional as F
 
 from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
 from benchmarks.timing import finished, interleave
+from src.batch import Batch
 from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
 from src.process import prepare_process
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--half", action="store_true", help="bf16-mixed instead of single precision")
     parser.add_argument("--compile", action="store_true", help="as with model.compile")
+    parser.add_argument("--cuda-graphs", action="store_true", help="as with model.cuda_graphs; on a GPU")
     parser.add_argument("--device", choices=list(SIDE), default="cpu")
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
@@ -41,17 +43,20 @@ def main() -> None:
         return made
 
     model = network(options.compile)
+    model.replays = options.cuda_graphs
     optimizer = model.configure_optimizers()
     shape = output_shapes(options.image_size)[model.depth - 1] if model.depth else (3, *[options.image_size] * 2)
     dtype = torch.bfloat16 if options.half else torch.float32
     inputs = torch.rand(options.batch_size, *shape, device=options.device, dtype=dtype if model.depth else None)
     labels = torch.randint(0, 10, (options.batch_size,), device=options.device)
+    batch = Batch(inputs, labels, labels, model.depth)
 
     def step() -> None:
         with torch.autocast(options.device, torch.bfloat16, enabled=options.half):
-            loss = F.cross_entropy(model(inputs, model.depth), labels)
-        optimizer.zero_grad()
-        loss.backward()
+            loss = model.training_step(batch)
+        if not model.replays:
+            optimizer.zero_grad()
+            loss.backward()
         optimizer.step()
 
     products = matrix_products(options.device, dtype)

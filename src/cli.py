@@ -49,6 +49,7 @@ from src.preflight import (
     check_compiler,
     check_configs,
     check_device,
+    check_graphs,
     check_int8,
     check_monitors,
     check_processes,
@@ -215,6 +216,8 @@ class ThawCLI(LightningCLI):
         check_device(device, self.config_init[self.subcommand].trainer.sync_batchnorm)
         if self.model.compiled:
             check_compiler(device)
+        if self.model.cuda_graphs:
+            check_graphs(device)
         if self.model.frozen_precision == "int8":
             check_int8(device)
         if saved is not None:

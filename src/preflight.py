@@ -232,6 +232,19 @@ def check_int8(device: torch.device) -> None:
         raise UserError(int8.UNSUPPORTED)
 
 
+def check_graphs(device: torch.device) -> None:
+    """Refuse to record CUDA graphs where there is no GPU.
+
+    Args:
+        device: What the network will run on.
+
+    Raises:
+        UserError: It is none.
+    """
+    if device.type != "cuda":
+        raise UserError(f"model.cuda_graphs is for GPUs, and this run is on {device.type}: leave it out.")
+
+
 def check_compiler(device: torch.device) -> None:
     """Refuse to compile where torch.compile would not find the compiler it hands its code to.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
@@ -94,7 +95,8 @@ class TransferClassifier(LightningModule):
         self._prefix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_prefix) if compile else self._run_prefix
         self._suffix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_suffix) if compile else self._run_suffix
         self.cuda_graphs = cuda_graphs
-        self._replays = False  # whether this training's steps are repeated
+        self.replays = False
+        """Whether `training_step` repeats recorded work, and has then made the gradients too."""
         self._replayed_step = Replay(self._forward_and_backward)
         self._replayed_evaluation = Replay(self._evaluated)
         self.keep_features: Callable[[Batch, Tensor, str], None] | None = None
@@ -202,10 +204,13 @@ class TransferClassifier(LightningModule):
         return self._suffix(features, max(batch.entry, self.depth))
 
     def on_fit_start(self) -> None:
-        self._replays = self.cuda_graphs and self.device.type == "cuda" and self._steps_alone()
+        hindrance = self._hindrance()
+        self.replays = self.cuda_graphs and hindrance is None
+        if self.cuda_graphs and hindrance is not None:
+            rank_zero_only(print)(f"model.cuda_graphs: steps are not recorded, for {hindrance}", flush=True)
 
     def on_fit_end(self) -> None:
-        self._replays = False
+        self.replays = False
         self._forget()
 
     def _forget(self) -> None:
@@ -217,13 +222,17 @@ class TransferClassifier(LightningModule):
         super()._apply(fn, recurse)
         return self
 
-    def _steps_alone(self) -> bool:
-        """Tell whether a step follows from its batch alone: no other process, batch or scale has a part in it."""
-        trainer = self.trainer
-        return trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and trainer.precision != "16-mixed"
+    def _hindrance(self) -> str | None:
+        """Say what keeps a step from being repeated: something beside its batch that has a part in it."""
+        hindrances = {
+            "several processes share their gradients": self.trainer.world_size > 1,
+            "gradients of several batches are added up": self.trainer.accumulate_grad_batches > 1,
+            "16-mixed scales the loss": self.trainer.precision == "16-mixed",
+        }
+        return next((what for what, applies in hindrances.items() if applies), None)
 
     def training_step(self, batch: Batch) -> Tensor:
-        if not self._replays:
+        if not self.replays:
             return self._train_on(batch)
         step = self._forward_and_backward if self._keeps(batch) else self._replayed_step
         loss, gradients = step(*batch)
@@ -233,11 +242,11 @@ class TransferClassifier(LightningModule):
         return loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if not self._replays:  # else gradients are there already, and the next step writes over them
+        if not self.replays:  # else gradients are there already, and the next step writes over them
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if not self._replays:
+        if not self.replays:
             super().backward(loss, *args, **kwargs)
 
     def _forward_and_backward(self, *parts: Any) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor | None]]]:
@@ -310,7 +319,7 @@ class TransferClassifier(LightningModule):
     def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:
         if not len(batch.labels):  # a process may run out of images before the others do
             return self._logits(batch, split).float().softmax(dim=1)
-        if self._replays and not self._keeps(batch):
+        if self.replays and not self._keeps(batch):
             found = self._replayed_evaluation(split, *batch)
             probabilities, guesses = (each.clone() for each in found)  # the next batch's take their place
             metrics["loss_and_accuracy"].note_update()  # type: ignore[operator]
