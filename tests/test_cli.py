@@ -1082,7 +1082,7 @@ def test_help_explains_every_option_of_ours(help_text: Help) -> None:
         sentences[name] = re.split(r"\(type:|\(required", words[1] if len(words) > 1 else "")[0].strip()
     ours = {
         "model": parameters(TransferClassifier, {"num_classes", "image_size"}),
-        "data": parameters(ImageDataModule, {"seed", "weights_input"}),
+        "data": parameters(ImageDataModule, {"seed", "weights_input", "cuda_graphs"}),
         "unfreezing": parameters(StagedUnfreezing, set()),
         "feature_cache": parameters(FrozenFeatureCache, set()),
         "run": parameters(RunOptions, set()),

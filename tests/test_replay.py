@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -14,10 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from src import replay
+from src.batch import Batch
 from src.callbacks.history import Row, read_history
 from src.cli import main
 from src.data.datamodule import ImageDataModule
+from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
+from src.model.loss_and_accuracy import LossAndAccuracy
+from src.model.muon import _orthogonal_steps
 from src.replay import Replay
 
 R = TypeVar("R")
@@ -68,6 +73,116 @@ def _state(model: TransferClassifier) -> list[Tensor]:
     return [*model.buffers(), *states]
 
 
+@pytest.fixture
+def model() -> TransferClassifier:
+    return TransferClassifier(weights=None, cuda_graphs=True)
+
+
+def trainer(**settings: Any) -> Any:
+    return SimpleNamespace(**{"world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"world_size": 2}, "several processes share their gradients"),
+        ({"accumulate_grad_batches": 2}, "gradients of several batches are added up"),
+        ({"precision": "16-mixed"}, "16-mixed scales the loss"),
+    ],
+)
+def test_what_keeps_steps_from_being_recorded_is_told(
+    model: TransferClassifier, settings: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model._trainer = trainer(**settings)
+    model.on_fit_start()
+    assert capsys.readouterr().out == f"model.cuda_graphs: steps are not recorded, for {told}\n"
+    assert not model.replays
+    model._trainer = trainer()
+    model.on_fit_start()
+    assert model.replays
+    assert not capsys.readouterr().out
+    model.on_fit_end()
+    assert not model.replays
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: model.to(torch.float32), lambda model: setattr(model, "trainable_layers", 4), "on_fit_end"],
+    ids=["moved", "thawed", "ended"],
+)
+def test_networks_that_change_are_recorded_anew(
+    model: TransferClassifier, recorded: list[str], change: Callable[[TransferClassifier], object] | str
+) -> None:
+    model.replays = True
+    batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    for _ in range(3):
+        model.training_step(batch)
+        model.validation_step(batch)
+    assert recorded.count("recorded") == 2
+    getattr(model, change)() if isinstance(change, str) else change(model)
+    model.replays = True
+    for _ in range(3):
+        model.training_step(batch)
+        model.validation_step(batch)
+    assert recorded.count("recorded") == 4
+
+
+def test_evaluations_are_the_callers_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
+    model.replays = True
+    model.eval()
+    batches = [Batch(torch.randn(2, 3, 32, 32), torch.tensor([n, 1]), torch.tensor([0, 1])) for n in range(5)]
+    found = [model.validation_step(batch)["plain"] for batch in batches]
+    assert recorded.count("repeated") == 3
+    model.replays = False
+    for batch, probabilities in zip(batches, found, strict=True):
+        torch.testing.assert_close(probabilities, model.validation_step(batch)["plain"])
+    assert [guesses[1].tolist() for guesses in model._guesses] == [[n, 1] for n in range(5)] * 2
+
+
+def test_what_is_recorded_stays_where_it_is() -> None:
+    """A recording writes to memory, whatever Python calls it by then."""
+    metric = LossAndAccuracy()
+    metric.update(torch.eye(3), torch.arange(3), torch.tensor(1.0))
+    places = [value.data_ptr() for value in metric.metric_state.values()]
+    metric.reset()
+    assert [value.data_ptr() for value in metric.metric_state.values()] == places
+    assert [value.item() for value in metric.metric_state.values()] == [0, 0, 0]
+    metric.seen += 2
+    metric.note_update()
+    assert metric.compute()["acc"] == 0
+
+    data = ImageDataModule(Sample(), standardize="dataset")
+    data.setup("fit")
+    images = data.datasets["train"].pixels[:2]
+    first, place = data.standardized(images), data._statistics_on(torch.device("cpu")).data_ptr()
+    data.statistics = torch.tensor([[0.0] * 3, [2.0] * 3])
+    assert torch.equal(data.standardized(images), images / 2)
+    assert not torch.equal(first, images / 2)
+    assert data._statistics_on(torch.device("cpu")).data_ptr() == place
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+def test_a_gpu_repeats_what_it_did() -> None:
+    total = torch.zeros((), device="cuda")
+    add = Replay(lambda values: (total.add_(values.sum()), values * 2)[1])
+    for number in range(6):
+        assert add(torch.full((3,), float(number), device="cuda")).tolist() == [2 * number] * 3
+    assert total.item() == 3 * sum(range(6))
+
+
+@needs_gpu
+def test_a_gpu_makes_the_same_steps_side_by_side() -> None:
+    updates = [torch.randn(64, columns, device="cuda") for columns in (64, 128, 576)]
+    orthogonal_steps = Replay(_orthogonal_steps)
+    for _ in range(4):
+        found = [step.clone() for step in orthogonal_steps(3, *updates)]
+    for step, expected in zip(found, _orthogonal_steps(3, *updates), strict=True):
+        assert torch.equal(step, expected)
+
+
 def test_calls_are_repeated_with_new_content(recorded: list[str]) -> None:
     double = Replay(lambda values, times: values * times)
     found = [double(torch.full((2,), float(number)), 2).clone() for number in range(5)]
@@ -97,9 +212,9 @@ def test_forgotten_recordings_are_made_anew(recorded: list[str]) -> None:
 
 
 def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
-    """Train four epochs of seven batches, the last of which is smaller, and give their metrics."""
+    """Train three epochs of six batches, the last of which is smaller, and give their metrics."""
     options = {
-        "data.source.size": 150, "data.batch_size": 16, "trainer.max_epochs": 4, "run.root": root, "run.name": name,
+        "data.source.size": 60, "data.batch_size": 8, "trainer.max_epochs": 3, "run.root": root, "run.name": name,
         "run.test_after_fit": False, "feature_cache.views": "null", **options,
     }  # fmt: skip
     configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
@@ -112,15 +227,17 @@ def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"unfreezing.stages": "{0: 4, 2: 8}", "model.optimizer": "SGD", "model.optimizer.init_args.lr": 1e-2},
-        {"data.cutmix": 0.5, "model.dropout": 0.5, "trainer.gradient_clip_val": 0.5},
-        {"feature_cache.views": 2},
+        {"unfreezing.stages": "{0: 0, 1: 4}", "data.cutmix": 0.5, "model.dropout": 0.5},
+        pytest.param(
+            {"unfreezing.stages": "{0: 4, 1: 8}", "model.optimizer": "SGD", "trainer.gradient_clip_val": 0.5},
+            marks=pytest.mark.slow,
+        ),
+        {"feature_cache.views": 1},
     ],
-    ids=["plain", "stages", "mixed", "cached"],
+    ids=["mixed", "clipped", "cached"],
 )
 def test_recorded_steps_are_steps(tmp_path: Path, recorded: list[str], options: dict[str, Any]) -> None:
     ordinary = train(tmp_path, "ordinary", options)
     assert not recorded
     assert train(tmp_path, "recorded", {**options, "model.cuda_graphs": True}) == ordinary
-    assert recorded.count("repeated") > 20
+    assert recorded.count("repeated") > 10

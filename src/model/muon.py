@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from src.replay import Replay
+from src.replay import Replay, side_by_side
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # lift small singular values fastest, at the price of ending around 1
 _LARGE = 256  # rows from which it shows how long a product takes
@@ -115,10 +115,11 @@ class Muon(torch.optim.Optimizer):
 
 def _orthogonal_steps(steps: int, *updates: Tensor) -> list[Tensor]:
     """Make updates of matrices and kernels orthogonal, each in its own shape, type and order in memory."""
-    return [
-        _as_kernels(orthogonalize(_as_matrix(update.bfloat16()), steps).to(update.dtype), update.shape)
-        for update in updates
-    ]
+
+    def orthogonal(update: Tensor) -> Tensor:
+        return _as_kernels(orthogonalize(_as_matrix(update.bfloat16()), steps).to(update.dtype), update.shape)
+
+    return side_by_side(orthogonal, updates)  # one matrix after the other would leave most of a GPU idle
 
 
 def orthogonalize(matrix: Tensor, steps: int) -> Tensor:

@@ -70,6 +70,12 @@ def test_uniform_does_not_depend_on_the_batch() -> None:
     assert torch.equal(uniform(1, 2, indices, draws=3), whole[:, :3])
 
 
+@pytest.mark.parametrize("view", [0, 3, -1, -(2**40)])
+def test_a_view_may_be_a_tensor(view: int) -> None:
+    indices = torch.arange(100)
+    assert torch.equal(uniform(1, torch.tensor(view), indices, draws=5), uniform(1, view, indices, draws=5))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_uniform_has_the_same_bits_on_a_gpu() -> None:
     indices = torch.arange(1000)

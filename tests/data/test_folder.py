@@ -7,6 +7,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any
 
 import numpy as np
@@ -297,18 +298,43 @@ def test_damaged_pixels_are_no_image(root: Path) -> None:
         load(root)
 
 
+@pytest.mark.parametrize("small", [0, 2**40])
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 300])
-def test_every_image_is_decoded_by_some_thread(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_is_decoded_by_some_thread(
+    root: Path, count: int, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decode(path: Path, size: int) -> np.ndarray:
         if path.name == "7":
             raise OSError("broken")
         return np.full((3, size, size), int(path.name) % 251, np.uint8)
 
     monkeypatch.setattr(image_files, "_decode", decode)
+    monkeypatch.setattr(image_files, "_SMALL", small)
     pixels, failed = image_files.decode_all([Path(str(number)) for number in range(count)], 2, title="images")
     assert failed == [7] * (count > 7)
     expected = np.arange(count) % 251
     assert all((pixels[number] == expected[number]).all() for number in range(count) if number != 7)
+
+
+@pytest.mark.parametrize(("size", "threads"), [(1000, 1), (50_000, 2)])
+def test_thumbnails_are_decoded_by_one_thread(
+    tmp_path: Path, size: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / str(number) for number in range(4)]
+    for path in paths:
+        path.write_bytes(bytes(size))
+    monkeypatch.setattr(image_files, "CHUNK", 1)
+    together = Barrier(threads)
+
+    def decode(path: Path, size: int) -> np.ndarray:
+        together.wait(timeout=60)  # of two threads, if there are two
+        seen.add(get_ident())
+        return np.zeros((3, size, size), np.uint8)
+
+    seen: set[int] = set()
+    monkeypatch.setattr(image_files, "_decode", decode)
+    assert image_files.decode_all(paths, 2, title="images")[1] == []
+    assert (len(seen) == 1) == (threads == 1)
 
 
 def test_images_that_do_not_fit_in_memory_are_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

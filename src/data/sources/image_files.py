@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from src.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 CHUNK = 64  # images a thread decodes at a time, at most
+_SMALL = 4096  # bytes of a file up to which one thread is faster than two, which would wait for each other
 
 Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that telephones take
 _TURNS = {
@@ -113,8 +114,8 @@ def in_memory(images: int, size: int) -> Iterator[None]:
 def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray, list[int]]:
     """Decode files to RGB, uint8, (N, 3, size, size); also return the indices of those that could not be read.
 
-    Threads, because Pillow decodes and resizes outside the interpreter lock. Processes gain on thumbnails
-    only, and lose it again: each one has to import the whole program.
+    Photographs by several threads, because Pillow decodes and resizes outside the interpreter lock. Thumbnails by one:
+    with two they took twice as long, for most of the work is Python's, and the lock goes back and forth.
 
     Args:
         paths: The files.
@@ -139,8 +140,9 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
                 failed.append(index)
         return failed
 
+    threads = 1 if _mean_size(paths) < _SMALL else None
     with (
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(paths), unit=" images", desc=f"decoding {title}", disable=None) as bar,
     ):
         failed = []
@@ -148,6 +150,15 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
             failed += more
             bar.update(min(chunk, len(paths) - bar.n))
     return pixels, failed
+
+
+def _mean_size(paths: Sequence[Path]) -> float:
+    """Average the bytes of up to a hundred of the files, spread over all."""
+    sizes = []
+    for path in paths[:: len(paths) // 100 + 1]:
+        with suppress(OSError):  # decoding will name it
+            sizes.append(path.stat().st_size)
+    return sum(sizes) / max(1, len(sizes))
 
 
 def _decode(path: Path, size: int) -> np.ndarray:
