@@ -19,6 +19,7 @@ from src.batch import Batch
 from src.callbacks.history import Row, read_history
 from src.cli import main
 from src.data.datamodule import ImageDataModule
+from src.data.features import FeatureStore
 from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
 from src.model.loss_and_accuracy import LossAndAccuracy
@@ -40,27 +41,53 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def again() -> None:
             done.append("repeated")
-            for kept, new in zip(tree_leaves(result), tree_leaves(work()), strict=True):
+            with _unseen():
+                found = work()
+            for kept, new in zip(tree_leaves(result), tree_leaves(found), strict=True):
                 if isinstance(kept, Tensor) and not isinstance(kept, nn.Parameter):
                     kept.copy_(new)
 
         return again, result
 
+    keep = FeatureStore.put
+
+    def put(store: FeatureStore, indices: Tensor, features: Tensor) -> None:
+        assert not _unseen.now, "a recording keeps no features"
+        keep(store, indices, features)
+
     monkeypatch.setattr(replay, "capture", capture)
+    monkeypatch.setattr(FeatureStore, "put", put)
     monkeypatch.setattr(ImageDataModule, "_replays", lambda data, batch: data.cuda_graphs)
     monkeypatch.setattr("src.cli.check_graphs", lambda device: None)
     return done
 
 
-class _unchanged:
-    """Take back what is done to networks, their metrics and random numbers."""
+class _unseen:
+    """Take back what Python notices of an update: a repetition changes tensors alone."""
+
+    now = False
 
     def __enter__(self) -> None:
-        models = [thing for thing in gc.get_objects() if type(thing) is TransferClassifier]
-        self.tensors = [tensor for model in models for tensor in _state(model)]
+        self.metrics = [metric for model in _models() for metric in _metrics(model)]
+        self.updates = [metric._update_count for metric in self.metrics]
+        _unseen.now = True
+
+    def __exit__(self, *_: object) -> None:
+        _unseen.now = False
+        for metric, updates in zip(self.metrics, self.updates, strict=True):
+            metric._update_count = updates
+
+
+class _unchanged(_unseen):
+    """Take back what is done to networks, their metrics and random numbers, too."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self.tensors = [tensor for model in _models() for tensor in _state(model)]
         self.before, self.random = [tensor.clone() for tensor in self.tensors], torch.get_rng_state()
 
     def __exit__(self, *_: object) -> None:
+        super().__exit__()
         torch.set_rng_state(self.random)
         with torch.no_grad():
             for tensor, before in zip(self.tensors, self.before, strict=True):
@@ -68,9 +95,16 @@ class _unchanged:
 
 
 def _state(model: TransferClassifier) -> list[Tensor]:
-    metrics = [model.train_metrics, model.val_metrics["loss_and_accuracy"], model.test_metrics["loss_and_accuracy"]]
-    states: list[Any] = [value for metric in metrics for value in metric.metric_state.values()]
+    states: list[Any] = [value for metric in _metrics(model) for value in metric.metric_state.values()]
     return [*model.buffers(), *states]
+
+
+def _models() -> list[TransferClassifier]:
+    return [thing for thing in gc.get_objects() if type(thing) is TransferClassifier]
+
+
+def _metrics(model: TransferClassifier) -> list[Any]:
+    return [model.train_metrics, *(each["loss_and_accuracy"] for each in (model.val_metrics, model.test_metrics))]
 
 
 @pytest.fixture
@@ -125,6 +159,18 @@ def test_networks_that_change_are_recorded_anew(
         model.training_step(batch)
         model.validation_step(batch)
     assert recorded.count("recorded") == 4
+
+
+def test_metrics_know_of_repeated_updates(model: TransferClassifier, recorded: list[str]) -> None:
+    model.replays = True
+    batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    for _ in range(3):
+        for metric in _metrics(model):
+            metric.reset()
+        for step in (model.training_step, model.validation_step, model.test_step):
+            step(batch)
+    for metric in _metrics(model):
+        assert metric.compute()["loss"] > 0  # else torchmetrics warns, which is an error here
 
 
 def test_evaluations_are_the_callers_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
