@@ -124,6 +124,7 @@ def test_without_an_overlay_one_device_is_taken(monkeypatch: pytest.MonkeyPatch)
 def test_gpu_overlay(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = parse(monkeypatch, "fit", *config("last4"), *config("with/gpu"))
     assert (parsed.trainer.accelerator, parsed.trainer.devices, parsed.trainer.precision) == ("gpu", 1, "bf16-mixed")
+    assert (parsed.model.cuda_graphs, parsed.data.on_device, parsed.model.compile) == (True, True, False)
 
 
 def test_ddp_overlay(monkeypatch: pytest.MonkeyPatch) -> None:
