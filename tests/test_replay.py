@@ -161,6 +161,22 @@ def test_networks_that_change_are_recorded_anew(
     assert recorded.count("recorded") == 4
 
 
+def test_a_cache_gets_what_it_wants_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
+    model.trainable_layers = 4
+    kept: list[str] = []
+    model.keep_features, model.replays = lambda batch, features, split: kept.append(split), True
+    batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    for _ in range(4):
+        model.training_step(batch)
+        model.validation_step(batch)
+    assert kept == ["train", "val"] * 4
+    assert not recorded
+    features = batch._replace(inputs=torch.rand(2, 512, 2, 2), entry=model.depth)
+    for _ in range(3):
+        model.training_step(features)
+    assert recorded == ["recorded", "repeated"]
+
+
 def test_metrics_know_of_repeated_updates(model: TransferClassifier, recorded: list[str]) -> None:
     model.replays = True
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
@@ -278,7 +294,7 @@ def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
             {"unfreezing.stages": "{0: 4, 1: 8}", "model.optimizer": "SGD", "trainer.gradient_clip_val": 0.5},
             marks=pytest.mark.slow,
         ),
-        {"feature_cache.views": 1},
+        pytest.param({"feature_cache.views": 1}, marks=pytest.mark.slow),
     ],
     ids=["mixed", "clipped", "cached"],
 )

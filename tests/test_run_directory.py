@@ -78,6 +78,8 @@ def test_runs_that_start_at_once_get_directories_of_their_own(tmp_path: Path) ->
     for logger in loggers:
         assert logger.experiment.log_dir == logger.log_dir
     assert [Path(logger.log_dir).name for logger in loggers] == ["version_0", "version_1", "version_2"]
+    for logger in loggers:
+        logger.experiment.close()  # its thread would otherwise write to a folder that is gone
 
 
 def test_newest_run_counts_versions(tmp_path: Path) -> None:
