@@ -58,7 +58,7 @@ def test_a_run_goes_on_where_there_are_no_locks(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     logger = RunLogger(tmp_path, "last4")
-    _ = logger.experiment
+    logger.experiment.close()
     logger.release()
 
 
