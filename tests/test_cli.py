@@ -779,6 +779,7 @@ def test_a_training_without_validation_says_that_it_was_not_tested(tmp_path: Pat
     assert "no epoch was validated, so that there is no best checkpoint, and no test" in printed
 
 
+@pytest.mark.slow
 def test_validation_within_an_epoch_stands_in_the_history_of_a_run_that_was_stopped_after_it(tmp_path: Path) -> None:
     """Of five batches the third is followed by one, the fourth by the stop."""
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
@@ -864,8 +865,8 @@ def test_a_stop_comes_though_every_step_is_followed_by_a_validation(tmp_path: Pa
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
 
 
-# Batches of an epoch, or of the training.
-@pytest.mark.parametrize("counted", [pytest.param("1", marks=pytest.mark.slow), "null"])
+@pytest.mark.slow
+@pytest.mark.parametrize("counted", ["1", "null"])  # batches of an epoch, or of the training
 def test_a_stop_does_not_leave_out_a_validation_within_the_epoch(tmp_path: Path, counted: str) -> None:
     """Of five batches the second and the fourth are followed by one; the signal comes within the second."""
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")

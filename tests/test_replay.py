@@ -109,7 +109,9 @@ def _metrics(model: TransferClassifier) -> list[Any]:
 
 @pytest.fixture
 def model() -> TransferClassifier:
-    return TransferClassifier(weights=None, cuda_graphs=True)
+    made = TransferClassifier(weights=None, cuda_graphs=True)
+    made.trainable_layers = 0  # whose steps take least
+    return made
 
 
 def trainer(**settings: Any) -> Any:
@@ -274,9 +276,9 @@ def test_forgotten_recordings_are_made_anew(recorded: list[str]) -> None:
 
 
 def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
-    """Train three epochs of six batches, the last of which is smaller, and give their metrics."""
+    """Train three epochs of five batches, the last of which is smaller, and give their metrics."""
     options = {
-        "data.source.size": 60, "data.batch_size": 8, "trainer.max_epochs": 3, "run.root": root, "run.name": name,
+        "data.source.size": 50, "data.batch_size": 8, "trainer.max_epochs": 3, "run.root": root, "run.name": name,
         "run.test_after_fit": False, "feature_cache.views": "null", **options,
     }  # fmt: skip
     configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
@@ -302,4 +304,4 @@ def test_recorded_steps_are_steps(tmp_path: Path, recorded: list[str], options: 
     ordinary = train(tmp_path, "ordinary", options)
     assert not recorded
     assert train(tmp_path, "recorded", {**options, "model.cuda_graphs": True}) == ordinary
-    assert recorded.count("repeated") > 10
+    assert recorded.count("repeated") > 6

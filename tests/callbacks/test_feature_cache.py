@@ -113,6 +113,7 @@ def test_cached_training_is_uncached_training(tmp_path: Path, options: list[str]
     assert not (tmp_path / "cached" / "run" / "version_0" / "features").exists()
 
 
+@pytest.mark.slow
 def test_kept_folder_serves_other_runs(tmp_path: Path, passed: list[int]) -> None:
     """Another head and other rates change nothing below; another seed changes the views, not the validation images."""
     kept = ["--feature_cache.place=disk", f"--feature_cache.folder={tmp_path / 'kept'}"]
