@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--device", choices=list(SIDE), default="cpu")
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
+    if options.cuda_graphs and options.device != "cuda":
+        parser.error("--cuda-graphs needs --device cuda")
     prepare_process()
     torch.manual_seed(0)
 

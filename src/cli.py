@@ -216,7 +216,7 @@ class ThawCLI(LightningCLI):
         check_device(device, self.config_init[self.subcommand].trainer.sync_batchnorm)
         if self.model.compiled:
             check_compiler(device)
-        if self.model.cuda_graphs:
+        if self.model.cuda_graphs and self.subcommand == "fit":
             check_graphs(device)
         if self.model.frozen_precision == "int8":
             check_int8(device)
@@ -507,8 +507,8 @@ def _user_message(error: Exception) -> str | None:
         return plain_trainer(str(error))
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            "the GPU's memory is full. Give a smaller data.batch_size, or leave out data.on_device or the cache in its "
-            "memory (feature_cache.place disk)."
+            "the GPU's memory is full. Give a smaller data.batch_size, or leave out data.on_device, model.cuda_graphs, "
+            "or the cache in its memory (feature_cache.place disk)."
         )
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 _PATIENCE = 3.0  # seconds
+_umask_lock = Lock()
 
 
 def printable(name: str) -> str:
@@ -67,6 +69,7 @@ def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
 
 def umask() -> int:
     """Tell which permissions new files of this process do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with _umask_lock:  # between the two calls another thread would read 0, and set it for good
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

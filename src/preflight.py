@@ -242,7 +242,9 @@ def check_graphs(device: torch.device) -> None:
         UserError: It is none.
     """
     if device.type != "cuda":
-        raise UserError(f"model.cuda_graphs is for GPUs, and this run is on {device.type}: leave it out.")
+        raise UserError(
+            f"model.cuda_graphs is for GPUs, and this run is on {device.type}: add --model.cuda_graphs false."
+        )
 
 
 def check_compiler(device: torch.device) -> None:

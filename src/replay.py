@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _STREAMS = 8
 _WARM_UP = 2  # calls in which libraries choose their ways and take their memory, which must not be recorded
 
 
-class Replay(Generic[P, R]):
+class Replay(Generic[R]):
     """Call a function as it is at first; then record what it does on the GPU, and from then on repeat that.
 
     Each combination of shapes and of arguments that are no tensors is recorded by itself.
@@ -25,26 +25,28 @@ class Replay(Generic[P, R]):
         function: What to repeat. It must not wait for the device, nor depend on anything that changes but the content
             of its arguments and of tensors that stay where they are in memory; what it does to such tensors is
             repeated too. Only its work on the device is: Python's is not.
+        settings: Gives what else it depends on; where that has changed, it is recorded anew.
     """
 
-    def __init__(self, function: Callable[P, R]) -> None:
+    def __init__(self, function: Callable[..., R], settings: Callable[[], Hashable] = lambda: None) -> None:
         self._function = function
+        self._settings = settings
         self._calls: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording[R]] = {}
 
-    def __call__(self, *arguments: P.args, **_: P.kwargs) -> R:
+    def __call__(self, *arguments: Any) -> R:
         """Do what the function does.
 
         Returns:
             What the function returned when it was recorded: the next call writes to the same tensors.
         """
-        place = tuple(_kind(argument) for argument in arguments)
-        recording = self._recordings.get(place)
+        key = (self._settings(), *(_kind(argument) for argument in arguments))
+        recording = self._recordings.get(key)
         if recording is None:
-            self._calls[place] += 1
-            if self._calls[place] <= _WARM_UP:
-                return self._function(*arguments)  # type: ignore[call-arg]
-            recording = self._recordings[place] = _Recording(self._function, arguments)
+            self._calls[key] += 1
+            if self._calls[key] <= _WARM_UP:
+                return self._function(*arguments)
+            recording = self._recordings[key] = _Recording(self._function, arguments)
         return recording.repeat(arguments)
 
     def forget(self) -> None:
@@ -58,15 +60,15 @@ class _Recording(Generic[R]):
         own = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
         self._replay, self._result = capture(lambda: function(*own))
         kinds: dict[torch.dtype, list[int]] = {}
-        for place, argument in enumerate(own):
+        for position, argument in enumerate(own):
             if isinstance(argument, Tensor):
-                kinds.setdefault(argument.dtype, []).append(place)
+                kinds.setdefault(argument.dtype, []).append(position)
         # One launch copies all tensors of a type.
-        self._copied = [(places, [own[place] for place in places]) for places in kinds.values()]
+        self._copied = [(positions, [own[position] for position in positions]) for positions in kinds.values()]
 
     def repeat(self, arguments: tuple[Any, ...]) -> R:
-        for places, own in self._copied:
-            torch._foreach_copy_(own, [arguments[place] for place in places])
+        for positions, own in self._copied:
+            torch._foreach_copy_(own, [arguments[position] for position in positions])
         self._replay()
         return self._result
 
@@ -78,28 +80,43 @@ def capture(work: Callable[[], R]) -> tuple[Callable[[], None], R]:
         What does it, and what it returned: its tensors are filled whenever it is done.
     """
     graph = torch.cuda.CUDAGraph()
+    stream = streams(torch.cuda.current_device()).recording
     torch.clear_autocast_cache()  # weights that were converted outside are not converted anew by the recording
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may write a checkpoint meanwhile
+    # Other threads may write a checkpoint meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = work()
     torch.clear_autocast_cache()
     return graph.replay, result
+
+
+class Streams:
+    """The streams that a GPU's work takes beside the usual one, made once.
+
+    torch hands out the same 32 again and again: new ones for each recording would soon be those that another thread
+    writes a checkpoint on, whose work would become part of the recording.
+    """
+
+    def __init__(self, device: int) -> None:
+        self.recording, self.checkpoints, *self.side_by_side = (torch.cuda.Stream(device) for _ in range(2 + _STREAMS))
+
+
+streams = cache(Streams)
 
 
 def side_by_side(work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Do the same to each of several tensors; within a recording on streams of their own, largest first."""
     if not (tensors and tensors[0].is_cuda and torch.cuda.is_current_stream_capturing()):
         return [work(tensor) for tensor in tensors]
-    device = tensors[0].device
-    together, streams = torch.cuda.current_stream(device), [torch.cuda.Stream(device) for _ in range(_STREAMS)]
-    for stream in streams:
+    together, apart = torch.cuda.current_stream(), streams(torch.cuda.current_device()).side_by_side
+    for stream in apart:
         stream.wait_stream(together)
     done: dict[int, Tensor] = {}
-    for turn, place in enumerate(sorted(range(len(tensors)), key=lambda place: -tensors[place].numel())):
-        with torch.cuda.stream(streams[turn % _STREAMS]):
-            done[place] = work(tensors[place])
-    for stream in streams:
+    for turn, number in enumerate(sorted(range(len(tensors)), key=lambda number: -tensors[number].numel())):
+        with torch.cuda.stream(apart[turn % _STREAMS]):
+            done[number] = work(tensors[number])
+    for stream in apart:
         together.wait_stream(stream)
-    return [done[place] for place in range(len(tensors))]
+    return [done[number] for number in range(len(tensors))]
 
 
 def _kind(argument: object) -> Hashable:

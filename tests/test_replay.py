@@ -27,20 +27,25 @@ from src.model.muon import _orthogonal_steps
 from src.replay import Replay
 
 R = TypeVar("R")
+names: list[str] = []
+"""Of the functions that were recorded."""
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let the CPU record and repeat as a GPU would, and list what it does."""
     done: list[str] = []
+    names.clear()
 
     def capture(work: Callable[[], R]) -> tuple[Callable[[], None], R]:
         with _unchanged():  # a recording computes nothing
             result = work()
         done.append("recorded")
+        places = _places()
 
         def again() -> None:
             done.append("repeated")
+            assert _places() == places, "a recording knows where in memory things were"
             with _unseen():
                 found = work()
             for kept, new in zip(tree_leaves(result), tree_leaves(found), strict=True):
@@ -55,6 +60,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert not _unseen.now, "a recording keeps no features"
         keep(store, indices, features)
 
+    class Named(replay._Recording):
+        def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+            super().__init__(function, arguments)
+            names.append(function.__name__)
+
+    monkeypatch.setattr(replay, "_Recording", Named)
     monkeypatch.setattr(replay, "capture", capture)
     monkeypatch.setattr(FeatureStore, "put", put)
     monkeypatch.setattr(ImageDataModule, "_replays", lambda data, batch: data.cuda_graphs)
@@ -99,6 +110,10 @@ def _state(model: TransferClassifier) -> list[Tensor]:
     return [*model.buffers(), *states]
 
 
+def _places() -> set[int]:
+    return {tensor.data_ptr() for model in _models() for tensor in (*model.parameters(), *_state(model))}
+
+
 def _models() -> list[TransferClassifier]:
     return [thing for thing in gc.get_objects() if type(thing) is TransferClassifier]
 
@@ -115,7 +130,8 @@ def model() -> TransferClassifier:
 
 
 def trainer(**settings: Any) -> Any:
-    return SimpleNamespace(**{"world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed", **settings})
+    usual = {"world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed", "_detect_anomaly": False}
+    return SimpleNamespace(**usual | settings)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +140,7 @@ def trainer(**settings: Any) -> Any:
         ({"world_size": 2}, "several processes share their gradients"),
         ({"accumulate_grad_batches": 2}, "gradients of several batches are added up"),
         ({"precision": "16-mixed"}, "16-mixed scales the loss"),
+        ({"_detect_anomaly": True}, "trainer.detect_anomaly looks at every gradient"),
     ],
 )
 def test_what_keeps_steps_from_being_recorded_is_told(
@@ -222,6 +239,7 @@ def test_what_is_recorded_stays_where_it_is() -> None:
     data.statistics = torch.tensor([[0.0] * 3, [2.0] * 3])
     assert torch.equal(data.standardized(images), images / 2)
     assert not torch.equal(first, images / 2)
+    data._statistics_on(torch.device("meta"))
     assert data._statistics_on(torch.device("cpu")).data_ptr() == place
 
 
@@ -257,6 +275,15 @@ def test_calls_are_repeated_with_new_content(recorded: list[str]) -> None:
     assert recorded.count("recorded") == 1
 
 
+def test_other_settings_are_another_recording(recorded: list[str]) -> None:
+    factors = [2]
+    times = Replay(lambda values: values * factors[0], lambda: factors[0])
+    for factor in (2, 2, 2, 3, 3, 3, 2):
+        factors[0] = factor
+        assert times(torch.ones(2)).tolist() == [factor, factor]
+    assert recorded.count("recorded") == 2
+
+
 def test_arguments_are_left_alone(recorded: list[str]) -> None:
     first = torch.ones(2)
     plain = Replay(lambda values: values + 1)
@@ -276,9 +303,9 @@ def test_forgotten_recordings_are_made_anew(recorded: list[str]) -> None:
 
 
 def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
-    """Train three epochs of five batches, the last of which is smaller, and give their metrics."""
+    """Train four epochs of five batches, the last of which is smaller, and give their metrics."""
     options = {
-        "data.source.size": 50, "data.batch_size": 8, "trainer.max_epochs": 3, "run.root": root, "run.name": name,
+        "data.source.size": 50, "data.batch_size": 8, "trainer.max_epochs": 4, "run.root": root, "run.name": name,
         "run.test_after_fit": False, "feature_cache.views": "null", **options,
     }  # fmt: skip
     configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
@@ -304,4 +331,4 @@ def test_recorded_steps_are_steps(tmp_path: Path, recorded: list[str], options: 
     ordinary = train(tmp_path, "ordinary", options)
     assert not recorded
     assert train(tmp_path, "recorded", {**options, "model.cuda_graphs": True}) == ordinary
-    assert recorded.count("repeated") > 6
+    assert {"_forward_and_backward", "_evaluated", "_augmented_and_standardized"} <= set(names)

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from src.files import replacing
+from src.replay import streams
 
 FOLDER = "checkpoints"
 BEST = "best.ckpt"
@@ -25,52 +26,63 @@ LAST = "last.ckpt"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its destination and rename it: a run killed in between keeps the old one.
 
-    What is on a GPU is copied there, and written while training goes on, for a GPU's epoch may take less time than its
-    checkpoint. One that has not been begun when the next comes for the same file is left out. Whoever reads one, and
-    the end of the training, waits for all.
+    A run's best and last one, if on a GPU, are copied there, and written while training goes on, for a GPU's epoch may
+    take less time than its checkpoint. One that has not been begun when the next comes for the same file is left out.
+    Whoever reads one, a stop by a signal, and the end of the training wait for all.
     """
 
     def __init__(self) -> None:
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writing: list[Future[None]] = []
-        self._waiting: dict[Path, _Copy] = {}
+        self._waiting: dict[Path, tuple[int, _Copy]] = {}  # the newest of each file, with its number
+        self._saved = 0
+        self._failed = False  # then nothing more is written: the last checkpoint names a best one
         self._lock = Lock()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        device = _gpu_of(checkpoint)
-        if device is None:
-            _write(checkpoint, Path(path))
+        path, device = Path(path), _gpu_of(checkpoint)
+        # Whoever saves another one may want to read it at once.
+        if device is None or path.parent.name != FOLDER or path.name not in (BEST, LAST):
+            self.finish()
+            _write(checkpoint, path)
             return
-        self._finish(only_done=True)
+        self.finish(only_done=True)
         copy = _Copy(checkpoint, device)
         with self._lock:
-            due = Path(path) in self._waiting
-            self._waiting[Path(path)] = copy
-        if not due:
-            self._writing.append(self._writer.submit(self._write_waiting, Path(path)))
+            self._saved += 1
+            self._waiting[path] = self._saved, copy
+        self._writing.append(self._writer.submit(self._write_if_newest, path, self._saved))
 
-    def _write_waiting(self, path: Path) -> None:
+    def _write_if_newest(self, path: Path, number: int) -> None:
         with self._lock:
-            copy = self._waiting.pop(path)
-        copy.write(path)
+            newest, copy = self._waiting[path]
+            if self._failed or newest != number:
+                return
+            del self._waiting[path]
+        try:
+            copy.write(path)
+        except BaseException:
+            self._failed = True
+            raise
 
-    def _finish(self, only_done: bool = False) -> None:
-        """Wait for what is being written, and raise what went wrong with it."""
+    def finish(self, only_done: bool = False) -> None:
+        """Wait for what is being written, and raise what went wrong with it first."""
         due = [future for future in self._writing if future.done() or not only_done]
         self._writing = [future for future in self._writing if future not in due]
-        for future in due:
-            future.result()
+        errors = [error for future in due if (error := future.exception()) is not None]
+        if errors:
+            raise errors[0]
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self._finish()
+        self.finish()
         return super().load_checkpoint(*args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
-        self._finish()
+        self.finish()
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:
-        self._finish()
+        self.finish()
 
 
 class _Copy:
@@ -79,10 +91,13 @@ class _Copy:
     def __init__(self, checkpoint: dict[str, Any], device: torch.device) -> None:
         self._content = deepcopy(checkpoint)
         self._device = device
-        self._made = torch.cuda.current_stream(device).record_event()
+        self._made = self._event()
+
+    def _event(self) -> torch.cuda.Event:
+        return torch.cuda.current_stream(self._device).record_event()
 
     def write(self, path: Path) -> None:
-        with torch.cuda.stream(torch.cuda.Stream(self._device)):  # not behind the steps to come
+        with torch.cuda.stream(streams(self._device.index or 0).checkpoints):  # not behind the steps to come
             self._made.wait()
             _write(self._content, path)
 

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from src.callbacks.checkpoints import FOLDER, LAST
+from src.callbacks.checkpoints import FOLDER, LAST, AtomicCheckpointIO
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STANDARD_ERROR = 2  # its number
@@ -83,6 +83,9 @@ class GracefulStop(Checkpoint):
             return
         if save:
             trainer.save_checkpoint(self.checkpoint)
+        files = trainer.strategy.checkpoint_io
+        if isinstance(files, AtomicCheckpointIO):
+            files.finish()  # while a second signal still ends the process at once
         raise Stopped(self.received or signal.SIGTERM, self.checkpoint)
 
     def _restore(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +93,7 @@ class ImageDataModule(LightningDataModule):
         self.input_size = input_size
         self.on_device = on_device
         self.cuda_graphs = cuda_graphs
-        self._replayed_change = Replay(self._augmented_and_standardized)
+        self._change_replay = Replay(self._augmented_and_standardized, self._change_settings)
         self._view_there = -1, torch.tensor(-1)
         self.seed = seed
         self.weights_input = weights_input
@@ -102,7 +102,7 @@ class ImageDataModule(LightningDataModule):
         self.views: int | None = None  # how many different views there are; None: no end of them
         self.images_stay = False  # whether every epoch gives a process the same images
         self.statistics = torch.empty(2, 3)
-        self._statistics_there = self.statistics, self.statistics.clone()
+        self._statistics_there: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._digests: tuple[str, str] | None = None
 
     @property
@@ -277,8 +277,12 @@ class ImageDataModule(LightningDataModule):
             if self._view_there[0] != view:
                 self._view_there = view, torch.tensor(view, device=batch.labels.device)
             self._statistics_on(batch.labels.device)  # in case they have changed, of which a recording sees nothing
-            return self._replayed_change(self._view_there[1], *batch)
+            changed = self._change_replay(self._view_there[1], *batch)
+            return changed._replace(labels=batch.labels, indices=batch.indices)  # the next batch's change only the rest
         return self._augmented_and_standardized(view, *batch)
+
+    def _change_settings(self) -> Hashable:
+        return self.augmentation, self.cutmix  # which a callback may change
 
     def _replays(self, batch: Batch) -> bool:
         """Tell whether changes are recorded; other images come from the CPU, which a GPU cannot ask for them."""
@@ -338,12 +342,12 @@ class ImageDataModule(LightningDataModule):
 
     def _statistics_on(self, device: torch.device) -> Tensor:
         """Give mean and deviation where they are needed, in the same memory even if they have become others."""
-        known, there = self._statistics_there
-        if there.device != device:
+        known, there = self._statistics_there.get(device, (None, None))
+        if there is None:
             there = self.statistics.to(device, copy=True)
         elif known is not self.statistics:
             there.copy_(self.statistics)
-        self._statistics_there = self.statistics, there
+        self._statistics_there[device] = self.statistics, there
         return there
 
     def sample_images(self) -> Tensor:

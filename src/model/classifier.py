@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from src.model.int8 import UNSUPPORTED, Int8Layers, Ranges, measure, supported
 from src.model.lean_step import skip_capture_check, step_in_fewer_groups
 from src.model.loss_and_accuracy import LossAndAccuracy
 from src.model.memory_order import step_in_memory_order
+from src.model.muon import Muon
 from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
 from src.replay import Replay
@@ -42,9 +43,11 @@ class TransferClassifier(LightningModule):
         label_smoothing: Share of every training label that is spread evenly over all classes.
         optimizer: Any torch optimizer by class path; weight decay never reaches biases and norms.
         compile: Whether to compile the network with torch.compile, anew at each stage.
-        cuda_graphs: Whether to record a step's forward and backward pass on a GPU once a stage, and to repeat them as
-            one launch. Of several processes, with gradients that are accumulated or scaled (16-mixed), and while a
-            feature cache fills, steps are made as without.
+        cuda_graphs: Whether to record a step's forward and backward pass on a GPU once a stage, for each size of batch,
+            and to repeat them as one launch; likewise changes of images kept on the GPU, and Muon's orthogonal steps.
+            The passes are not recorded where several processes share gradients, where these are accumulated or scaled
+            (16-mixed), with detect_anomaly, and of batches that a feature cache has still to keep. What a callback
+            changes in a layer shows from the next stage on.
         frozen_precision: Precision of the frozen layers: `same` as of those that train (trainer.precision); `bf16`,
             about twice as fast on processors with bfloat16 instructions, with features of half the size; or `int8`,
             several times as fast on processors with VNNI instructions, with features of a quarter of the size.
@@ -96,9 +99,9 @@ class TransferClassifier(LightningModule):
         self._suffix: Callable[[Tensor, int], Tensor] = torch.compile(self._run_suffix) if compile else self._run_suffix
         self.cuda_graphs = cuda_graphs
         self.replays = False
-        """Whether `training_step` repeats recorded work, and has then made the gradients too."""
-        self._replayed_step = Replay(self._forward_and_backward)
-        self._replayed_evaluation = Replay(self._evaluated)
+        """Whether `training_step` repeats recorded work if it can, and has then made the gradients too."""
+        self._step_replay = Replay(self._forward_and_backward, self._step_settings)
+        self._evaluation_replay = Replay(self._evaluated)
         self.keep_features: Callable[[Batch, Tensor, str], None] | None = None
         """Called with what the frozen layers made of a batch, and the split it is from."""
         self._drawn = 0  # steps made when the loss of a batch was last drawn
@@ -214,13 +217,16 @@ class TransferClassifier(LightningModule):
         self._forget()
 
     def _forget(self) -> None:
-        self._replayed_step.forget()
-        self._replayed_evaluation.forget()
+        self._step_replay.forget()
+        self._evaluation_replay.forget()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TransferClassifier:
         self._forget()  # recordings know where in memory the weights are
         super()._apply(fn, recurse)
         return self
+
+    def _step_settings(self) -> Hashable:
+        return self.label_smoothing
 
     def _hindrance(self) -> str | None:
         """Say what keeps a step from being repeated: something beside its batch that has a part in it."""
@@ -228,13 +234,14 @@ class TransferClassifier(LightningModule):
             "several processes share their gradients": self.trainer.world_size > 1,
             "gradients of several batches are added up": self.trainer.accumulate_grad_batches > 1,
             "16-mixed scales the loss": self.trainer.precision == "16-mixed",
+            "trainer.detect_anomaly looks at every gradient": self.trainer._detect_anomaly,
         }
         return next((what for what, applies in hindrances.items() if applies), None)
 
     def training_step(self, batch: Batch) -> Tensor:
         if not self.replays:
             return self._train_on(batch)
-        step = self._forward_and_backward if self._keeps(batch) else self._replayed_step
+        step = self._forward_and_backward if self._keeps(batch) else self._step_replay
         loss, gradients = step(*batch)
         for parameter, gradient in gradients:
             parameter.grad = gradient
@@ -320,7 +327,7 @@ class TransferClassifier(LightningModule):
         if not len(batch.labels):  # a process may run out of images before the others do
             return self._logits(batch, split).float().softmax(dim=1)
         if self.replays and not self._keeps(batch):
-            found = self._replayed_evaluation(split, *batch)
+            found = self._evaluation_replay(split, *batch)
             probabilities, guesses = (each.clone() for each in found)  # the next batch's take their place
             metrics["loss_and_accuracy"].note_update()  # type: ignore[operator]
         else:
@@ -401,6 +408,8 @@ class TransferClassifier(LightningModule):
             for settings in (optimizer.defaults, *optimizer.param_groups):
                 settings["fused"] = True
         vars(optimizer)["_step_supports_amp_scaling"] = False  # or Lightning would not clip what is fused
+        if isinstance(optimizer, Muon):
+            optimizer.cuda_graphs = self.cuda_graphs
         step_in_memory_order(optimizer)
         skip_capture_check(optimizer)
         step_in_fewer_groups(optimizer)

@@ -57,7 +57,9 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Invalid {name}: {value}")
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps, "betas": betas}
         super().__init__(params, settings)
-        self._replayed_steps = Replay(_orthogonal_steps)
+        self.cuda_graphs = False
+        """Whether to record orthogonal steps on a GPU, and to repeat them: some twenty launches a matrix."""
+        self._steps_replay = Replay(_orthogonal_steps)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -81,8 +83,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        # On a GPU these are some twenty launches a matrix, which take longer than what they launch.
-        orthogonal_steps = self._replayed_steps if parameters[0].is_cuda else _orthogonal_steps
+        recorded = self.cuda_graphs and parameters[0].is_cuda
+        orthogonal_steps = self._steps_replay if recorded else _orthogonal_steps
         for parameter, step in zip(parameters, orthogonal_steps(group["ns_steps"], *ahead), strict=True):
             longer_side = max(len(step), step[0].numel())
             rate = group["lr"] * 0.2 * longer_side**0.5  # an orthogonal step of the root mean square of AdamW's

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,27 +14,28 @@ from src.callbacks import checkpoints
 from src.callbacks.checkpoints import AtomicCheckpointIO
 
 
-class Copy:
+class Copy(checkpoints._Copy):
     """A copy on the CPU, written once the test allows it."""
 
     allowed = Event()
     begun = Event()
     written: list[int]
 
-    def __init__(self, checkpoint: dict[str, Any], device: torch.device) -> None:
-        self.content = deepcopy(checkpoint)
+    def _event(self) -> Any:
+        return SimpleNamespace(wait=lambda: None)
 
     def write(self, path: Path) -> None:
         self.begun.set()
         assert self.allowed.wait(timeout=60)
-        self.written.append(self.content["epoch"])
-        checkpoints._write(self.content, path)
+        self.written.append(self._content["epoch"])
+        super().write(path)
 
 
 @pytest.fixture
 def background(monkeypatch: pytest.MonkeyPatch) -> type[Copy]:
     monkeypatch.setattr(checkpoints, "_gpu_of", lambda checkpoint: torch.device("cpu"))
     monkeypatch.setattr(checkpoints, "_Copy", Copy)
+    monkeypatch.setattr(checkpoints, "streams", lambda device: SimpleNamespace(checkpoints=None))
     Copy.allowed.clear()
     Copy.begun.clear()
     Copy.written = []
@@ -47,38 +48,62 @@ def checkpoint(epoch: int) -> dict[str, Any]:
 
 def test_it_holds_what_was_there_when_it_was_saved(tmp_path: Path, background: type[Copy]) -> None:
     files, content = AtomicCheckpointIO(), checkpoint(1)
-    files.save_checkpoint(content, tmp_path / "last.ckpt")
+    files.save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
     content["weights"].fill_(9)
-    assert not (tmp_path / "last.ckpt").exists()
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
     background.allowed.set()
-    assert files.load_checkpoint(tmp_path / "last.ckpt")["weights"].tolist() == [1, 1, 1]
+    assert files.load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["weights"].tolist() == [1, 1, 1]
 
 
 def test_what_a_newer_one_replaces_is_not_written(tmp_path: Path, background: type[Copy]) -> None:
     files = AtomicCheckpointIO()
-    files.save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
+    files.save_checkpoint(checkpoint(1), tmp_path / "checkpoints" / "last.ckpt")
     assert background.begun.wait(timeout=60)
     for epoch in (2, 3):
-        files.save_checkpoint(checkpoint(epoch), tmp_path / "last.ckpt")
-    files.save_checkpoint(checkpoint(4), tmp_path / "best.ckpt")
+        files.save_checkpoint(checkpoint(epoch), tmp_path / "checkpoints" / "last.ckpt")
+    files.save_checkpoint(checkpoint(4), tmp_path / "checkpoints" / "best.ckpt")
     background.allowed.set()
     files.teardown()
     assert background.written == [1, 3, 4]
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_the_last_one_is_not_written_before_the_best_one_it_names(tmp_path: Path, background: type[Copy]) -> None:
+    files = AtomicCheckpointIO()
+    for epoch in (1, 2):
+        files.save_checkpoint(checkpoint(10 * epoch), tmp_path / "checkpoints" / "best.ckpt")
+        assert background.begun.wait(timeout=60)
+        files.save_checkpoint(checkpoint(epoch), tmp_path / "checkpoints" / "last.ckpt")
+    background.allowed.set()
+    files.teardown()
+    assert background.written == [10, 20, 2]
+
+
+def test_other_files_are_there_at_once(tmp_path: Path, background: type[Copy]) -> None:
+    files = AtomicCheckpointIO()
+    files.save_checkpoint(checkpoint(1), tmp_path / "mine.ckpt")
+    assert (tmp_path / "mine.ckpt").exists()
+    assert background.written == []
 
 
 @pytest.mark.parametrize("found", ["save", "end"])
-def test_what_went_wrong_is_told(tmp_path: Path, background: type[Copy], found: str) -> None:
-    (tmp_path / "file").touch()
+def test_what_went_wrong_is_told_and_ends_the_writing(tmp_path: Path, background: type[Copy], found: str) -> None:
+    (tmp_path / "checkpoints").touch()  # no folder
     files = AtomicCheckpointIO()
     background.allowed.set()
-    files.save_checkpoint(checkpoint(1), tmp_path / "file" / "last.ckpt")
+    files.save_checkpoint(checkpoint(1), tmp_path / "checkpoints" / "best.ckpt")
     if found == "save":
         files._writer.shutdown()
-    with pytest.raises(OSError, match="file"):
-        files.save_checkpoint(checkpoint(2), tmp_path / "last.ckpt") if found == "save" else files.teardown()
-    files.teardown()  # once
+    with pytest.raises(OSError, match="checkpoints"):
+        files.save_checkpoint(
+            checkpoint(2), tmp_path / "checkpoints" / "last.ckpt"
+        ) if found == "save" else files.teardown()
+    (tmp_path / "checkpoints").unlink()
+    if found == "end":
+        files.save_checkpoint(checkpoint(2), tmp_path / "checkpoints" / "last.ckpt")
+    files.teardown()  # which has told it once
+    assert background.written == [1]
 
 
 def test_tensors_are_found_wherever_they_are() -> None:

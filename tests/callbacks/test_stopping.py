@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 
+from src.callbacks.checkpoints import AtomicCheckpointIO
 from src.callbacks.stopping import SIGNALS, GracefulStop, Stopped
 
 
-def test_a_stop_waits_for_the_optimizers_step() -> None:
-    stop, saved = GracefulStop(), []
+def test_a_stop_waits_for_the_optimizers_step_and_for_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, saved, files = GracefulStop(), [], AtomicCheckpointIO()
+    finished: list[bool] = []
+    monkeypatch.setattr(files, "finish", lambda: finished.append(bool(saved)))
     trainer: Any = SimpleNamespace(
         accumulate_grad_batches=2, num_training_batches=5, world_size=1, val_check_batch=5, check_val_every_n_epoch=1,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda told, all: told), save_checkpoint=saved.append,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda told, all: told, checkpoint_io=files),
+        save_checkpoint=saved.append,
     )  # fmt: skip
     model: Any = None
     stop.received = signal.SIGTERM
@@ -22,6 +26,7 @@ def test_a_stop_waits_for_the_optimizers_step() -> None:
     with pytest.raises(Stopped):
         stop.on_train_batch_end(trainer, model, None, None, 1)
     assert saved == [stop.checkpoint]
+    assert finished == [True]
 
 
 def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
