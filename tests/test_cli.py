@@ -840,6 +840,7 @@ def test_ctrl_c_before_anything_runs_ends_with_one_line(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_profiler_reports_and_without_one_none_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
     reports = StringIO()
@@ -927,7 +928,11 @@ def test_resuming_on_other_images_is_refused(borrowed: Run, capsys: pytest.Captu
             "seed_everything was 1 and is 2. Finish the epoch with the same.",
             marks=pytest.mark.slow,
         ),
-        (["--trainer.devices", "2"], "number of processes was 1 and is 2. Finish the epoch with as many devices."),
+        pytest.param(
+            ["--trainer.devices", "2"],
+            "number of processes was 1 and is 2. Finish the epoch with as many devices.",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_batches_of_an_epoch_that_was_begun_stay(

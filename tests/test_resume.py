@@ -74,9 +74,16 @@ def differences(ours: Any, theirs: Any, where: str) -> list[str]:
     return [] if same else [where]
 
 
-def test_killed_in_every_stage_equals_never_killed(untouched: Path, tmp_path: Path) -> None:
-    assert fit(tmp_path, "run", *signal_at(1, 1, "SIGKILL"), check=False).returncode == -9
-    for epoch, batch in ((2, 1), (5, 2)):
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([(1, 1), (5, 2)], id="head and everything"),
+        pytest.param([(1, 1), (2, 1), (5, 2)], id="every stage", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_in_stages_equals_never_killed(untouched: Path, tmp_path: Path, kills: list[tuple[int, int]]) -> None:
+    assert fit(tmp_path, "run", *signal_at(*kills[0], "SIGKILL"), check=False).returncode == -9
+    for epoch, batch in kills[1:]:
         killed = fit(tmp_path, "run", *signal_at(epoch, batch, "SIGKILL"), "--ckpt_path", "last", check=False)
         assert killed.returncode == -9
     fit(tmp_path, "run", "--ckpt_path", "last")

@@ -237,6 +237,7 @@ def test_process_without_images_keeps_none(tmp_path: Path, on_disk: bool) -> Non
     assert kept.get(torch.tensor([3])) is None
 
 
+@pytest.mark.slow
 def test_views_of_an_earlier_stage_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block5 leaves a quarter as many numbers as block4: fewer views fit when block5 thaws."""
     there, begin = [], FrozenFeatureCache._begin_stage
