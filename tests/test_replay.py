@@ -23,7 +23,7 @@ from src.data.features import FeatureStore
 from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
 from src.model.loss_and_accuracy import LossAndAccuracy
-from src.model.muon import _orthogonal_steps
+from src.model.muon import Muon, _orthogonal_steps
 from src.replay import Replay
 
 R = TypeVar("R")
@@ -41,11 +41,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         with _unchanged():  # a recording computes nothing
             result = work()
         done.append("recorded")
-        places = _places()
+        models = _models()
+        places = _places(models)
 
         def again() -> None:
             done.append("repeated")
-            assert _places() == places, "a recording knows where in memory things were"
+            assert _places(models) == places, "a recording knows where in memory things were"
             with _unseen():
                 found = work()
             for kept, new in zip(tree_leaves(result), tree_leaves(found), strict=True):
@@ -110,8 +111,8 @@ def _state(model: TransferClassifier) -> list[Tensor]:
     return [*model.buffers(), *states]
 
 
-def _places() -> set[int]:
-    return {tensor.data_ptr() for model in _models() for tensor in (*model.parameters(), *_state(model))}
+def _places(models: list[TransferClassifier]) -> list[int]:
+    return [tensor.data_ptr() for model in models for tensor in (*model.parameters(), *_state(model))]
 
 
 def _models() -> list[TransferClassifier]:
@@ -206,6 +207,42 @@ def test_metrics_know_of_repeated_updates(model: TransferClassifier, recorded: l
             step(batch)
     for metric in _metrics(model):
         assert metric.compute()["loss"] > 0  # else torchmetrics warns, which is an error here
+
+
+def test_training_batches_are_the_callers_to_keep_and_follow_settings(recorded: list[str]) -> None:
+    data = ImageDataModule(Sample(), standardize="dataset", cuda_graphs=True, on_device=True)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(training=True, current_epoch=0)  # type: ignore[assignment]
+    train = data.datasets["train"]
+    batches = [data.on_after_batch_transfer(train[range(first, first + 4)], 0) for first in range(0, 20, 4)]
+    assert recorded.count("repeated") == 3
+    for number, batch in enumerate(batches):
+        chosen = train.chosen[4 * number :][:4]
+        assert torch.equal(batch.indices, chosen)
+        assert torch.equal(batch.labels, train.labels[chosen])
+    data.augmentation = None  # by a callback, say
+    for _ in range(3):
+        changed = data.on_after_batch_transfer(train[range(4)], 0)
+        assert torch.equal(changed.inputs, data.standardized(train[range(4)].inputs))
+    assert recorded.count("recorded") == 2
+
+
+def test_steps_follow_label_smoothing(model: TransferClassifier, recorded: list[str]) -> None:
+    model.replays = True
+    batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    for smoothing in (0.0, 0.5):
+        model.label_smoothing = smoothing
+        for _ in range(3):
+            model.training_step(batch)
+    assert recorded.count("recorded") == 2
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_muon_records_if_steps_are_recorded(asked: bool) -> None:
+    made = TransferClassifier(weights=None, cuda_graphs=asked, optimizer=lambda groups: Muon(groups))
+    optimizer = made.configure_optimizers()
+    assert isinstance(optimizer, Muon)
+    assert optimizer.cuda_graphs == asked
 
 
 def test_evaluations_are_the_callers_to_keep(model: TransferClassifier, recorded: list[str]) -> None:

@@ -90,14 +90,14 @@ class _Copy:
 
     def __init__(self, checkpoint: dict[str, Any], device: torch.device) -> None:
         self._content = deepcopy(checkpoint)
-        self._device = device
-        self._made = self._event()
+        self._made = self._event(device)
+        self._stream = streams(device.index or 0).checkpoints
 
-    def _event(self) -> torch.cuda.Event:
-        return torch.cuda.current_stream(self._device).record_event()
+    def _event(self, device: torch.device) -> torch.cuda.Event:
+        return torch.cuda.current_stream(device).record_event()
 
     def write(self, path: Path) -> None:
-        with torch.cuda.stream(streams(self._device.index or 0).checkpoints):  # not behind the steps to come
+        with torch.cuda.stream(self._stream):  # not behind the steps to come
             self._made.wait()
             _write(self._content, path)
 

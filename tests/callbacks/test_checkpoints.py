@@ -21,7 +21,7 @@ class Copy(checkpoints._Copy):
     begun = Event()
     written: list[int]
 
-    def _event(self) -> Any:
+    def _event(self, device: torch.device) -> Any:
         return SimpleNamespace(wait=lambda: None)
 
     def write(self, path: Path) -> None:
