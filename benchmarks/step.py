@@ -1,7 +1,7 @@
-"""Time one training step in a plain loop: forward, backward and Adam, with a recipe's layers.
+"""Time one training step in a plain loop: forward, backward and Adam or Muon, with a recipe's layers.
 
-    python -m benchmarks.step [--layers 4] [--batch-size 32] [--image-size 32] [--half] [--compile]
-        [--cuda-graphs] [--device cuda]
+    python -m benchmarks.step [--layers 4] [--batch-size 32] [--image-size 32] [--half] [--muon]
+        [--compile] [--cuda-graphs] [--device cuda]
 
 With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit, with
 arithmetic.py and timing.py, it tells what a change of the step brought.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
 from benchmarks.timing import finished, interleave
 from src.batch import Batch
 from src.model.classifier import TransferClassifier
+from src.model.muon import Muon
 from src.model.vgg import LAYERS, output_shapes
 from src.process import prepare_process
 
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--half", action="store_true", help="bf16-mixed instead of single precision")
+    parser.add_argument("--muon", action="store_true", help="staged's optimizer instead of Adam")
     parser.add_argument("--compile", action="store_true", help="as with model.compile")
     parser.add_argument("--cuda-graphs", action="store_true", help="as with model.cuda_graphs; on a GPU")
     parser.add_argument("--device", choices=list(SIDE), default="cpu")
@@ -39,8 +42,14 @@ def main() -> None:
     prepare_process()
     torch.manual_seed(0)
 
+    def make_optimizer(groups: Any) -> torch.optim.Optimizer:
+        return Muon(groups, ns_steps=3) if options.muon else torch.optim.Adam(groups, lr=1e-4)
+
     def network(compile: bool) -> TransferClassifier:
-        made = TransferClassifier(weights=None, image_size=options.image_size, compile=compile).to(options.device)
+        made = TransferClassifier(
+            weights=None, image_size=options.image_size, optimizer=make_optimizer, compile=compile,
+            cuda_graphs=options.cuda_graphs,
+        ).to(options.device)  # fmt: skip
         made.trainable_layers = options.layers
         return made
 

@@ -340,6 +340,11 @@ def test_neither_network_nor_weights(fail: Fail, tmp_path: Path, monkeypatch: py
     assert "--config configs/with/sample.yaml" in message
 
 
+def test_recorded_steps_without_a_gpu(fail: Fail) -> None:
+    message = fail(f"fit {SAMPLE} --model.cuda_graphs true --trainer.accelerator cpu")
+    assert "model.cuda_graphs is for GPUs, and this run is on cpu: add --model.cuda_graphs false" in message
+
+
 def test_compile_without_a_compiler(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     message = fail(f"fit {SAMPLE} --model.compile true")
