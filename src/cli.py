@@ -39,6 +39,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.errors import UserError
 from src.files import replacing, user_path
+from src.lean_loop import Unprofiled, skip_empty_hooks
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
@@ -70,7 +71,6 @@ from src.run_directory import (
     settings,
 )
 from src.saved_training import SavedTraining
-from src.unprofiled import Unprofiled
 
 CallbackKind = TypeVar("CallbackKind", bound=Callback)
 
@@ -300,9 +300,11 @@ class ThawCLI(LightningCLI):
             config.logger = self._logger()
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserError(plain_trainer(str(error))) from error
+        skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer
 
     def _logger(self) -> RunLogger:
         run = self.checkpoint and run_of(self.checkpoint)

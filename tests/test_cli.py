@@ -13,7 +13,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import ThawParser, main
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Sample
+from src.lean_loop import Unprofiled
 from src.model.classifier import TransferClassifier
 from src.preflight import METRICS
 from src.run_directory import RunOptions
@@ -853,6 +854,25 @@ def test_a_profiler_reports_and_without_one_none_is_asked(tmp_path: Path, monkey
         execute("fit", *words)
     finally:
         logger.removeHandler(handler)
+
+
+def test_a_step_asks_for_few_contexts_and_leaves_the_callbacks_of_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    profile = Unprofiled.profile
+
+    def noted(self: Unprofiled, action: str) -> AbstractContextManager[Any]:
+        asked.append(action)
+        return profile(self, action)
+
+    monkeypatch.setattr(Unprofiled, "profile", noted)
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    execute("fit", *words, "--trainer.callbacks+=tests.support.CallsItsOwn")
+    steps = asked.count("run_training_batch")
+    hooks = [action for action in asked if action.startswith("[Callback]") and "train_batch" in action]
+    # CallsItsOwn twice, rates, clock, seed, first picture, history; and images counted, a look for a signal
+    assert len(hooks) == 9 * steps > 9, sorted(set(hooks))
 
 
 def test_a_stop_comes_though_every_step_is_followed_by_a_validation(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -133,6 +133,8 @@ class RunCheckpoint(ModelCheckpoint):
         if stage == "fit" and trainer.is_global_zero:
             for unfinished in Path(str(self.dirpath)).glob(f".{self.filename}{self.FILE_EXTENSION}.*"):
                 unfinished.unlink(missing_ok=True)  # what a kill while saving left
+
+    on_train_batch_end = Callback.on_train_batch_end  # it saves at the end of epochs only
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.optimizers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from hashlib import blake2b
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -15,7 +16,7 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         place = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
-        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        seed = int.from_bytes(blake2b(repr(place).encode(), digest_size=4).digest())  # NumPy's takes ten times as long
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -59,10 +60,15 @@ class StagedUnfreezing(Callback):
 
     def rate(self, trainer: Trainer, number: int, epoch: int, step: int = 0, warmed_up: bool = False) -> float:
         """Give the rate of a layer, by its number, at a step of an epoch; `warmed_up` takes warm-up for done."""
+        return self._rates(trainer, [number], epoch, step, warmed_up)[number]
+
+    def _rates(
+        self, trainer: Trainer, numbers: Iterable[int], epoch: int, step: int, warmed_up: bool = False
+    ) -> dict[int, float]:
         base = trainer.optimizers[0].defaults["lr"]
         rates = LearningRates(base, self.stage_rates, self.block_factor, self.decay, self.warmup_epochs)
         steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
-        return rates.at(self.stages, number, epoch, step, steps, max_epochs, warmed_up)
+        return {number: rates.at(self.stages, number, epoch, step, steps, max_epochs, warmed_up) for number in numbers}
 
     def check_end(self, max_epochs: int | None) -> None:
         """Refuse rates that fall towards an end which a training without a number of epochs does not have."""
@@ -116,15 +122,12 @@ class StagedUnfreezing(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         for optimizer in trainer.optimizers:
-            rates: dict[str, float] = {}  # a layer's weights and its biases share one
-            for group in optimizer.param_groups:
-                layer = group["layer"]
-                if not group["params"][0].requires_grad:  # not asked for a rate: that takes longer than to look
-                    group["lr"] = 0.0
-                    continue
-                if layer not in rates:
-                    rates[layer] = self.rate(trainer, NUMBERS[layer], trainer.current_epoch, batch_idx)
-                group["lr"] = rates[layer]
+            groups = [(group, NUMBERS[group["layer"]]) for group in optimizer.param_groups]
+            # A frozen layer is not asked for a rate: that takes longer than to look.
+            trained = {number for group, number in groups if group["params"][0].requires_grad}
+            rates = self._rates(trainer, trained, trainer.current_epoch, batch_idx)
+            for group, number in groups:
+                group["lr"] = rates.get(number, 0.0)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

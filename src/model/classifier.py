@@ -19,8 +19,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.batch import Batch
 from src.errors import UserError
+from src.lean_loop import remember_signature
 from src.model.int8 import UNSUPPORTED, Int8Layers, Ranges, measure, supported
-from src.model.lean_step import skip_capture_check, step_in_fewer_groups
+from src.model.lean_step import forget_gradients, skip_capture_check, step_in_fewer_groups
 from src.model.loss_and_accuracy import LossAndAccuracy
 from src.model.memory_order import step_in_memory_order
 from src.model.muon import Muon
@@ -238,6 +239,7 @@ class TransferClassifier(LightningModule):
         }
         return next((what for what, applies in hindrances.items() if applies), None)
 
+    @remember_signature
     def training_step(self, batch: Batch) -> Tensor:
         if not self.replays:
             return self._train_on(batch)
@@ -250,7 +252,7 @@ class TransferClassifier(LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         if not self.replays:  # else gradients are there already, and the next step writes over them
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+            forget_gradients(optimizer)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if not self.replays:
@@ -293,6 +295,7 @@ class TransferClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)
 
+    @remember_signature
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """Give probabilities, (N, classes), as `plain`."""
         return {"plain": self._evaluate(batch, self.val_metrics, "val")}
@@ -301,6 +304,7 @@ class TransferClassifier(LightningModule):
         self._count_guesses(self.val_metrics)
         self._log_epoch("val", self.val_metrics)
 
+    @remember_signature
     def test_step(self, batch: Batch) -> dict[str, Tensor]:
         """Give probabilities, (N, classes): `plain` ones and, if it is on, `tta`, those with test-time augmentation."""
         found = {"plain": self._evaluate(batch, self.test_metrics, "test")}
@@ -317,6 +321,7 @@ class TransferClassifier(LightningModule):
             self.log("test/acc_tta", self.tta_accuracy.compute())
             self.tta_accuracy.reset()
 
+    @remember_signature
     def predict_step(self, batch: Batch) -> dict[str, Tensor]:
         """Give probabilities, (N, classes): `tta`, those with test-time augmentation, if that is on, else `plain`."""
         if self.test_time_augmentation is not None:

@@ -46,14 +46,25 @@ def step_in_fewer_groups(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
 
 
+def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Do as `zero_grad`, but for torch's preparations, which take longer than this."""
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def _merged(groups: list[dict[str, Any]], state: Mapping[Tensor, Any]) -> list[dict[str, Any]]:
     """Gather what trains by settings; what has just thawed apart, for SGD takes a group for all new or all known."""
     merged: list[tuple[dict[str, Any], bool, list[Tensor]]] = []
     for group in groups:
+        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+        if not trained:
+            continue
         settings = {name: value for name, value in group.items() if name not in _CONTENT}
-        for parameter in group["params"]:
-            if not parameter.requires_grad:
-                continue
+        for parameter in trained:
             has_state = bool(state.get(parameter))
             same = next((gathered for *key, gathered in merged if key == [settings, has_state]), None)
             if same is None:

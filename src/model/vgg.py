@@ -143,7 +143,7 @@ class VGGBackbone(nn.Sequential):
 
     def layers(self, first: int, last: int) -> list[nn.Module]:
         """List the layers first, first + 1, …, last - 1."""
-        return list(self.children())[first:last]
+        return list(self._modules.values())[first:last]  # what `children` does takes longer than some layers
 
     def prefix_parameters(self, depth: int) -> list[nn.Parameter]:
         """List the parameters of the first `depth` layers."""

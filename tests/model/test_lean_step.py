@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from src.model.classifier import TransferClassifier
-from src.model.lean_step import skip_capture_check, step_in_fewer_groups
+from src.model.lean_step import forget_gradients, skip_capture_check, step_in_fewer_groups
 from src.model.muon import Muon
 
 RATES = {"low": 0.01, "middle": 0.1, "high": 0.1}
@@ -185,3 +185,23 @@ def test_with_an_accelerator_torch_goes_on_checking(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device("cuda"))
     skip_capture_check(optimizer)
     assert optimizer._accelerator_graph_capture_health_check == check
+
+
+class Own(torch.optim.SGD):
+    """Forget gradients in a way of its own."""
+
+    forgot = 0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.forgot += 1
+
+
+def test_gradients_are_forgotten_as_the_optimizer_forgets_them() -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    usual, own = torch.optim.SGD(parameters, lr=0.1), Own(parameters, lr=0.1)
+    for optimizer in (own, usual):
+        for parameter in parameters:
+            parameter.grad = torch.ones(2)
+        forget_gradients(optimizer)
+        assert all((parameter.grad is None) == (optimizer is usual) for parameter in parameters)
+    assert own.forgot == 1
