@@ -19,7 +19,15 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    Timer,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
@@ -233,6 +241,11 @@ class ThawCLI(LightningCLI):
             # Curves go on at the epoch of the checkpoint, instead of at the first.
             self.trainer.fit_loop.epoch_progress.current.completed = saved.content.get("epoch", 0)
             self._check_place(saved.path)
+            if self.subcommand == "validate" and not saved.saw(self.datamodule.identity(1, False)):
+                rank_zero_only(print)(
+                    f"these are other images, or another split of them, than those that '{saved.path}' was trained and "
+                    "validated on: it may have been trained on some of them"
+                )
 
     def _check_weights(self, saved: SavedTraining) -> None:
         """Refuse a checkpoint that does not fit optimizer, classes and network as configured."""
@@ -332,7 +345,8 @@ class ThawCLI(LightningCLI):
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
         early = self.trainer.val_check_interval != 1.0 or self.trainer.check_val_every_n_epoch != 1
-        check_monitors(_listed(trainer.callbacks), bool(self.trainer.limit_val_batches), early)
+        always = self.trainer.check_val_every_n_epoch == 1
+        check_monitors(_listed(trainer.callbacks), bool(self.trainer.limit_val_batches), early, always)
         check_batches(self.datamodule, self.trainer, self.options.test_after_fit)
         rate, rates = self._make_optimizer().defaults["lr"], config.unfreezing.stage_rates
         if rates.get(0, rate) != rate:
@@ -372,6 +386,9 @@ class ThawCLI(LightningCLI):
                 metrics |= found
         if self.trainer.is_global_zero:
             assert isinstance(self.trainer.logger, RunLogger)
+            for early in self._added(EarlyStopping):
+                if early.stopping_reason_message:
+                    print(f"stopped early: {early.stopping_reason_message}")
             if not best.best_model_path:
                 print("no epoch was validated, so that there is no best checkpoint, and no test")
             elif self.options.test_after_fit and "test" not in self.datamodule.datasets:
@@ -490,7 +507,8 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        if stopped.exit_code:
+            print(stopped, file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
     # Outside of the steps of a training, where nothing is to be saved:
     except SIGTERMException:

@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     Timer,
 )
@@ -45,6 +46,7 @@ _UNFIT: dict[type[Callback], str] = {
         "a run that continues within an epoch would not accumulate in it. Give --trainer.accumulate_grad_batches."
     ),
     LearningRateFinder: "rates belong to the stages. Try some with --model.optimizer.init_args.lr.",
+    OnExceptionCheckpoint: "a stop saves last.ckpt. Go on from it with --ckpt_path last.",
     ModelPruning: "it cannot prune weights in the order in which they lie in memory here.",
     StochasticWeightAveraging: (
         "its rates would have no effect, for those of the stages hold. Average with "
@@ -146,16 +148,21 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
                 raise UserError(f"{type(callback).__name__} does not fit as one of trainer.callbacks: {why}")
         if isinstance(callback, ModelCheckpoint) and not callback.dirpath and callback.filename in _OURS:
             raise UserError(f"ModelCheckpoint's filename is '{callback.filename}', which every run has: give another.")
+        if isinstance(callback, ModelCheckpoint) and not callback.dirpath and callback.save_last:
+            raise UserError("ModelCheckpoint's save_last would write last.ckpt, which every run has: leave it out.")
 
 
-def check_monitors(callbacks: Sequence[Callback], validates: bool, early: bool) -> None:
-    """Refuse to stop early, or to keep a checkpoint, by a metric that does not exist: Lightning finds out in training.
+def check_monitors(callbacks: Sequence[Callback], validates: bool, early: bool, always: bool = True) -> None:
+    """Refuse to stop early, or to keep a checkpoint, by a metric that does not exist, or by its wrong end.
+
+    Lightning finds out about the first in training, and not about the second.
 
     Args:
         callbacks: Those that the user added.
         validates: Whether there is a validation.
         early: Whether it comes within an epoch, or not in each: Lightning's callbacks then look when it ends, and there
             is nothing yet of the epoch's training.
+        always: Whether each epoch has a validation.
     """
     of_libraries = all(type(callback).__module__.startswith(("lightning.", "src.")) for callback in callbacks)
     for callback in callbacks:
@@ -171,6 +178,14 @@ def check_monitors(callbacks: Sequence[Callback], validates: bool, early: bool) 
             raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
         if monitor.startswith("val/") and not validates:
             raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")
+        better = "min" if monitor.endswith("/loss") else "max"
+        if monitor in METRICS and callback.mode != better:
+            raise UserError(f"{said}, and its mode '{callback.mode}' takes the worst for the best: give mode {better}.")
+        if monitor.startswith("val/") and isinstance(callback, EarlyStopping) and looks_late and not always:
+            raise UserError(
+                f"{said}, and it looks at the end of every epoch, though not each has a validation: leave out the "
+                "callback's check_on_train_epoch_end, or give --trainer.check_val_every_n_epoch 1."
+            )
         if monitor.startswith("train/") and early and not looks_late:
             raise UserError(
                 f"{said}, known when an epoch ends, and it looks when a validation does: give val/loss, val/acc or "

@@ -159,7 +159,7 @@ class SavedTraining:
             now: The data module's identity.
         """
         saved = {**now, **self.data.get("identity", {})}
-        if any(saved[part] != now[part] for part in ("images", "files")):
+        if not self.saw(now):
             raise UserError(
                 f"'{self.path}' was trained on other images, or on another split of them, so that what it saw may now "
                 "validate: give the data, data.val_fraction and data.split_seed of its run, or start anew: "
@@ -181,6 +181,15 @@ class SavedTraining:
                     f"ones: {what} was {json.dumps(saved[name])} and is {json.dumps(now[name])}. Finish the epoch with "
                     f"{means}."
                 )
+
+    def saw(self, now: Mapping[str, Any]) -> bool:
+        """Tell whether these are the images that it was trained and validated on, split alike, as far as it says.
+
+        Args:
+            now: The data module's identity.
+        """
+        saved = {**now, **self.data.get("identity", {})}
+        return all(saved[part] == now[part] for part in ("images", "files"))
 
     def check_end(self, max_epochs: int | None) -> None:
         """Refuse to continue beyond the end.

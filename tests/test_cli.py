@@ -931,6 +931,66 @@ def test_resuming_from_the_best_checkpoint_keeps_its_epochs_measures(tmp_path: P
     assert "val/acc" in before[1]
 
 
+def test_a_checkpoint_callback_of_ones_own_goes_on_with_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a run's folder is given from here at first, and in full when it goes on."""
+    monkeypatch.chdir(tmp_path)
+    words = sample("--run.test_after_fit", "false", "--trainer.limit_train_batches", "1")
+    words += [
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.monitor",
+        "val/f1",
+    ]
+    words += ["--trainer.callbacks.mode", "max", "--trainer.callbacks.filename", "best_f1", "--trainer.max_epochs"]
+    execute("fit", *words, "1")
+    execute("fit", *words, "2", "--ckpt_path", "last")
+    run = Path("runs/head/version_0")
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["best.ckpt", "best_f1.ckpt", "last.ckpt"]
+    scores = [row["val/f1"] for row in read_history(run / "history.csv")]
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = [state for state in last["callbacks"].values() if "best_f1" in str(state.get("best_model_path"))]
+    assert [float(state["best_model_score"]) for state in kept] == [pytest.approx(max(scores))]
+
+
+def test_a_run_whose_history_was_changed_says_so_instead_of_going_on(
+    borrowed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = borrowed.directory / "history.csv"
+    for old, new in ((",", ";"), ("0.", "0,1.2."), ("epoch", "era")):
+        whole = history.read_text()
+        history.write_text(whole.replace(old, new))
+        with pytest.raises(SystemExit) as stopped:
+            execute("fit", *sample("--ckpt_path", "last", "--trainer.max_epochs", "5"))
+        assert stopped.value.code == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert "history.csv' is damaged" in message
+        history.write_text(whole)
+
+
+def test_stopping_early_is_told(tmp_path: Path) -> None:
+    stop = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor val/loss"
+    stop += " --trainer.callbacks.stopping_threshold 1000"
+    printed = execute("fit", *sample("--run.root", str(tmp_path), "--run.test_after_fit", "false"), *stop.split())
+    assert re.search(r"^stopped early: .*threshold", printed, re.M)
+
+
+def test_validating_on_another_split_says_that_it_may_have_been_trained_on(borrowed: Run) -> None:
+    assert "another split" not in execute("validate", *sample())
+    assert re.search(
+        r"^these are other images, or another split", execute("validate", *sample("--data.split_seed", "1")), re.M
+    )
+    assert "another split" not in execute("test", *sample("--data.split_seed", "1"))
+
+
+def test_a_place_for_features_without_views_says_that_it_has_none(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    words += ["--feature_cache.views", "null"]
+    assert "feature cache: off" in execute("fit", *words, "--feature_cache.place", "disk")
+    assert "feature cache" not in execute("fit", *words)
+
+
 @pytest.mark.parametrize("option", ["--data.split_seed", "--data.source.size"])
 def test_resuming_on_other_images_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit) as stopped:

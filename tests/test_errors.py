@@ -243,6 +243,19 @@ OPTIONS = {
     f"{STOP_BY} train/loss --trainer.val_check_interval 0.5": ["monitor is 'train/loss', known when", "val/loss"],
     f"{STOP_BY} train/loss --trainer.check_val_every_n_epoch 2": ["'train/loss'", "check_on_train_epoch_end: true"],
     f"{KEEP_BY} train/loss --trainer.check_val_every_n_epoch 2": ["'train/loss'", "save_on_train_epoch_end: true"],
+    f"{STOP_BY} val/acc": ["monitor is 'val/acc', and its mode 'min' takes the worst for the best: give mode max."],
+    f"{KEEP_BY} val/loss --trainer.callbacks.mode max": ["'val/loss', and its mode 'max'", "mode min"],
+    f"{STOP_BY} val/loss --trainer.callbacks.check_on_train_epoch_end true --trainer.check_val_every_n_epoch 2": [
+        "monitor is 'val/loss', and it looks at the end of every epoch",
+        "check_val_every_n_epoch 1",
+    ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.save_last true": [
+        "ModelCheckpoint's save_last would write last.ckpt"
+    ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.OnExceptionCheckpoint --trainer.callbacks.dirpath FILES": [
+        "OnExceptionCheckpoint does not fit",
+        "--ckpt_path last",
+    ],
     f"{STOP_BY} val/loss --trainer.limit_val_batches 0": ["monitor is 'val/loss'", "limit_val_batches"],
     "--feature_cache.views 1 --feature_cache.place disk --feature_cache.folder FILES/junk.ckpt": [
         "features cannot be kept in",

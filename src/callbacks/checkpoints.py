@@ -34,8 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writing: list[Future[None]] = []
-        self._waiting: dict[Path, tuple[int, _Copy]] = {}  # the newest of each file, with its number
-        self._saved = 0
+        self._waiting: dict[Path, _Copy] = {}  # the newest of each file
         self._failed = False  # then nothing more is written: the last checkpoint names a best one
         self._lock = Lock()
 
@@ -49,21 +48,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.finish(only_done=True)
         copy = _Copy(checkpoint, device)
         with self._lock:
-            self._saved += 1
-            self._waiting[path] = self._saved, copy
-        self._writing.append(self._writer.submit(self._write_if_newest, path, self._saved))
+            self._waiting[path] = copy
+        self._writing.append(self._writer.submit(self._write_waiting))
 
-    def _write_if_newest(self, path: Path, number: int) -> None:
-        with self._lock:
-            newest, copy = self._waiting[path]
-            if self._failed or newest != number:
+    def _write_waiting(self) -> None:
+        with self._lock:  # all at once: one by one, a best one might always come before the last
+            waiting, self._waiting = self._waiting, {}
+        for path in sorted(waiting, key=lambda path: path.name != BEST):  # which the last one names
+            if self._failed:
                 return
-            del self._waiting[path]
-        try:
-            copy.write(path)
-        except BaseException:
-            self._failed = True
-            raise
+            try:
+                waiting[path].write(path)
+            except BaseException:
+                self._failed = True
+                raise
 
     def finish(self, only_done: bool = False) -> None:
         """Wait for what is being written, and raise what went wrong with it first."""
@@ -123,9 +121,9 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keep the best score when a run is continued from another folder, or by another path to the same one.
+    """Keep the best scores when a run is continued from another folder, or by another path to the same one.
 
-    Lightning compares the folders as text, and forgets it where they differ.
+    Lightning compares the folders as text, and forgets them where they differ.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -145,20 +143,29 @@ class RunCheckpoint(ModelCheckpoint):
         # puts the others in their place, as for a training that goes on.
         if "current_model_state" in checkpoint and trainer.state.fn != TrainerFn.FITTING:
             pl_module.load_state_dict(checkpoint["state_dict"])
+        states = [state for state in checkpoint.get("callbacks", {}).values() if "dirpath" in state]
+        folder = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("dirpath")
+        for state in states:  # of all that save into this folder, the user's own too
+            if state["dirpath"] == folder:
+                state.update(_moved(state, str(self.dirpath)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here = Path(str(self.dirpath))
-        if not (here / Path(state_dict["best_model_path"]).name).is_file():
-            return  # a checkpoint without its run: the new run finds a best one of its own
+        # Else it is a checkpoint without its run: the new run finds a best one of its own.
+        if state_dict["dirpath"] == self.dirpath and Path(state_dict["best_model_path"]).is_file():
+            super().load_state_dict(state_dict)
 
-        def moved(path: str) -> str:
-            return str(here / Path(path).name) if path else path
 
-        state = {**state_dict, "dirpath": self.dirpath}
-        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[name] = moved(state[name])
-        state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict(state)
+def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Name the files of a checkpoint's callback where they are now; nothing if its best one is not there."""
+
+    def moved(path: str) -> str:
+        return str(Path(folder, Path(path).name)) if path else path
+
+    if not Path(moved(state["best_model_path"])).is_file():
+        return {}
+    paths = {name: moved(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    scores = {moved(path): score for path, score in state["best_k_models"].items()}
+    return {"dirpath": folder, "best_k_models": scores, **paths}
 
 
 def checkpoints() -> list[ModelCheckpoint]:

@@ -75,6 +75,8 @@ class FrozenFeatureCache(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.place = "memory"  # such a run has no directory
+        if stage == "fit" and self.views is None and self.place == "disk":
+            rank_zero_only(print)("feature cache: off, for feature_cache.views is null; its place has no effect")
         if stage == "fit" and self.views is not None:
             _data(trainer).images_stay = True
             self.directory = Path(trainer.log_dir or ".") / FOLDER

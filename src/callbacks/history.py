@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.figures import history_figure, write_png
+from src.errors import UserError
 from src.files import replacing
 
 CSV = "history.csv"
@@ -100,9 +101,21 @@ def write_history(rows: list[Row], path: Path) -> None:
 
 
 def read_history(path: Path) -> list[Row]:
-    """Read what `write_history` wrote; empty cells are left out."""
+    """Read what `write_history` wrote; empty cells are left out.
+
+    Raises:
+        UserError: Somebody else has written it.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        try:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+            _ = [row["epoch"] for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"'{path}' is damaged: it has lines without an epoch, or something else than numbers. Mend it, or move "
+                "it away: a program for tables may have saved it in a way of its own."
+            ) from error
+    return rows
 
 
 def _line(row: Row) -> str:

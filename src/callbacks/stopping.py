@@ -16,15 +16,19 @@ from src.callbacks.checkpoints import FOLDER, LAST, AtomicCheckpointIO
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STANDARD_ERROR = 2  # its number
-_CHECK_EVERY = 10  # steps between two agreements of several processes, each of which waits for all of them
+_CHECK_EVERY = 10  # batches between two agreements of several processes, each of which waits for all of them
 
 
 class Stopped(Exception):
-    """A signal ended the training; everything needed to continue is in the last checkpoint."""
+    """A signal ended the training; everything needed to continue is in the last checkpoint.
 
-    def __init__(self, number: int, checkpoint: Path) -> None:
+    Of several processes only the first leaves with the signal's code: if another one leaves with any but 0, Lightning
+    and torchrun kill the others, who may still have to write.
+    """
+
+    def __init__(self, number: int, checkpoint: Path, first: bool = True) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; continue with --ckpt_path {checkpoint}")
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number if first else 0
 
 
 class GracefulStop(Checkpoint):
@@ -59,10 +63,10 @@ class GracefulStop(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        at_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        steps, kept = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        every = 1 if trainer.world_size == 1 else max(1, _CHECK_EVERY // trainer.accumulate_grad_batches)
         at_end = batch_idx + 1 == trainer.num_training_batches  # the epoch's own checkpoint follows, after validation
-        look = self.late or trainer.world_size == 1 or (batch_idx + 1) % _CHECK_EVERY == 0
-        if at_step and not at_end and look:
+        if not kept and not at_end and (self.late or steps % every == 0):
             # A run that goes on from before a validation leaves it out. Where every step has one, it must be so.
             self.late = not self.late and _validates(trainer, batch_idx)
             if not self.late:
@@ -86,7 +90,8 @@ class GracefulStop(Checkpoint):
         files = trainer.strategy.checkpoint_io
         if isinstance(files, AtomicCheckpointIO):
             files.finish()  # while a second signal still ends the process at once
-        raise Stopped(self.received or signal.SIGTERM, self.checkpoint)
+        trainer.strategy.barrier()  # whoever has nothing to write waits for the one who has
+        raise Stopped(self.received or signal.SIGTERM, self.checkpoint, first=trainer.is_global_zero)
 
     def _restore(self) -> None:
         for number, handler in self.previous.items():

@@ -64,7 +64,7 @@ def test_what_a_newer_one_replaces_is_not_written(tmp_path: Path, background: ty
     files.save_checkpoint(checkpoint(4), tmp_path / "checkpoints" / "best.ckpt")
     background.allowed.set()
     files.teardown()
-    assert background.written == [1, 3, 4]
+    assert background.written == [1, 4, 3]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
@@ -78,6 +78,29 @@ def test_the_last_one_is_not_written_before_the_best_one_it_names(tmp_path: Path
     background.allowed.set()
     files.teardown()
     assert background.written == [10, 20, 2]
+
+
+def test_the_last_one_is_written_though_each_epoch_is_the_best(tmp_path: Path, background: type[Copy]) -> None:
+    files, folder = AtomicCheckpointIO(), tmp_path / "checkpoints"
+
+    class DuringWrites(background):  # type: ignore[misc, valid-type]
+        """While one is written the next epoch ends, for three epochs."""
+
+        def write(self, path: Path) -> None:
+            if self._content["epoch"] in (10, 20, 30):
+                save(self._content["epoch"] + 10)
+            super().write(path)
+
+    def save(epoch: int) -> None:
+        files.save_checkpoint(checkpoint(epoch), folder / "best.ckpt")
+        files.save_checkpoint(checkpoint(epoch + 1), folder / "last.ckpt")
+
+    checkpoints._Copy = DuringWrites  # type: ignore[misc]  # the fixture puts it back
+    background.allowed.set()
+    files.save_checkpoint(checkpoint(10), folder / "best.ckpt")
+    for _ in range(4):  # what is saved by a write is not waited for by who waited for that write
+        files.teardown()
+    assert background.written == [10, 20, 21, 30, 31, 40, 41]
 
 
 def test_other_files_are_there_at_once(tmp_path: Path, background: type[Copy]) -> None:

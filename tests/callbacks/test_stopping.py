@@ -1,6 +1,7 @@
 """Signals: when a training ends by one, and what a second one does."""
 
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,10 @@ def test_a_stop_waits_for_the_optimizers_step_and_for_its_file(monkeypatch: pyte
     monkeypatch.setattr(files, "finish", lambda: finished.append(bool(saved)))
     trainer: Any = SimpleNamespace(
         accumulate_grad_batches=2, num_training_batches=5, world_size=1, val_check_batch=5, check_val_every_n_epoch=1,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda told, all: told, checkpoint_io=files),
-        save_checkpoint=saved.append,
+        strategy=SimpleNamespace(
+            reduce_boolean_decision=lambda told, all: told, checkpoint_io=files, barrier=lambda: finished.append(False)
+        ),
+        save_checkpoint=saved.append, is_global_zero=True,
     )  # fmt: skip
     model: Any = None
     stop.received = signal.SIGTERM
@@ -26,7 +29,27 @@ def test_a_stop_waits_for_the_optimizers_step_and_for_its_file(monkeypatch: pyte
     with pytest.raises(Stopped):
         stop.on_train_batch_end(trainer, model, None, None, 1)
     assert saved == [stop.checkpoint]
-    assert finished == [True]
+    assert finished == [True, False]  # the others wait for the file
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "looks"), [(1, [9, 19, 29]), (2, [9, 19, 29]), (16, [15, 31]), (4, [7, 15, 23, 31])]
+)
+def test_several_processes_look_for_a_signal_now_and_then(accumulated: int, looks: list[int]) -> None:
+    asked: list[int] = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda told, all: asked.append(batch))
+    trainer: Any = SimpleNamespace(
+        accumulate_grad_batches=accumulated, num_training_batches=39, world_size=2, val_check_batch=39,
+        check_val_every_n_epoch=1, strategy=strategy,
+    )  # fmt: skip
+    for batch in range(39):
+        GracefulStop().on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
+    assert asked == looks
+
+
+def test_only_the_first_process_leaves_with_the_signals_code() -> None:
+    assert Stopped(signal.SIGTERM, Path("last.ckpt")).exit_code == 143
+    assert Stopped(signal.SIGTERM, Path("last.ckpt"), first=False).exit_code == 0
 
 
 def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
