@@ -390,9 +390,11 @@ class ThawCLI(LightningCLI):
                 if early.stopping_reason_message:
                     print(f"stopped early: {early.stopping_reason_message}")
             if not best.best_model_path:
-                print("no epoch was validated, so that there is no best checkpoint, and no test")
+                print("no epoch was validated, so there is no best checkpoint, and no test")
             elif self.options.test_after_fit and "test" not in self.datamodule.datasets:
-                print("there are no test images, and so no test: the command validate reports on those that validated")
+                print(
+                    "there are no test images, so there is no test; validate reports on the validation images"
+                )
             self.trainer.logger.log_final(metrics)
             self._report(metrics)
 

@@ -36,8 +36,8 @@ class Unprofiled(PassThroughProfiler):
 def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
     """Have Lightning pass over the hooks of a step that a callback has not written.
 
-    It calls those that are callable; each has a profiler's context, and a name for it, which of a checkpoint's callback
-    takes longest.
+    It calls every hook that is callable, each within a profiler's context, for which it makes a name first; that of a
+    checkpoint's callback takes longest.
     """
     for callback in callbacks:
         if type(callback).__module__.partition(".")[0] in _KNOWN:

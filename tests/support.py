@@ -24,9 +24,13 @@ needs_int8 = pytest.mark.skipif(not supported(), reason="this processor has no i
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def readme_code(language: str) -> list[str]:
-    """List the README's blocks of code in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+
+
+def documented_code(language: str) -> list[str]:
+    """List the blocks of code in a language in README and docs."""
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 class SignalAt(Callback):

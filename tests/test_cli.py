@@ -27,7 +27,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import Profiler
 from PIL import Image
-from support import REPOSITORY, readme_code
+from support import REPOSITORY, documented_code
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -561,16 +561,16 @@ def test_mistakes_with_images_without_labels(
     assert capsys.readouterr().err == f"error: {message.format(photos if make is broken else root)}\n"
 
 
-def test_a_checkpoint_in_python_as_the_readme_says(run: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_in_python_as_the_docs_say(run: Run, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)).save(photo)
-    code = next(code for code in readme_code("python") if "load_from_checkpoint" in code)
+    code = next(code for code in documented_code("python") if "load_from_checkpoint" in code)
     path = str(run.directory / "checkpoints" / "best.ckpt")
     found: dict[str, Any] = {}
     printed = StringIO()
     with redirect_stdout(printed):
         exec(code.replace("runs/last4/version_0/checkpoints/best.ckpt", path).replace("photo.jpg", str(photo)), found)
-    assert found["told"]["classes"] == CLASSES
+    assert found["saved"]["classes"] == CLASSES
     assert printed.getvalue().split()[0] in CLASSES
     assert not found["network"].training
     own = torch.load(path, weights_only=True)["state_dict"]
@@ -777,7 +777,7 @@ def test_other_commands_add_to_the_curves_where_the_checkpoint_stands(borrowed: 
 def test_a_training_without_validation_says_that_it_was_not_tested(tmp_path: Path) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "2")
     printed = execute("fit", *words)
-    assert "no epoch was validated, so that there is no best checkpoint, and no test" in printed
+    assert "no epoch was validated, so there is no best checkpoint, and no test" in printed
 
 
 @pytest.mark.slow

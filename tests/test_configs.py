@@ -11,7 +11,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 from PIL import Image
-from support import REPOSITORY
+from support import REPOSITORY, documented_code
 
 from src.cli import ThawCLI, main
 from src.model.classifier import TransferClassifier
@@ -59,11 +59,10 @@ def commands(path: Path) -> list[list[str]]:
 def documented() -> list[str]:
     """List the commands in README's and docs' blocks of shell code, without comments."""
     found = []
-    for path in [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]:
-        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
-            folder = next(iter(re.findall(r'^folder="(.*)"', block, re.MULTILINE)), "")
-            lines = block.replace("\\\n", " ").replace("$folder", folder).splitlines()
-            found += [shlex.join(shlex.split(line, comments=True)) for line in lines if " -m src.cli " in line]
+    for block in documented_code("sh"):
+        folder = next(iter(re.findall(r'^folder="(.*)"', block, re.MULTILINE)), "")
+        lines = block.replace("\\\n", " ").replace("$folder", folder).splitlines()
+        found += [shlex.join(shlex.split(line, comments=True)) for line in lines if " -m src.cli " in line]
     return list(dict.fromkeys(found))
 
 

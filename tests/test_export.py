@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from support import REPOSITORY, readme_code
+from support import REPOSITORY, documented_code
 
 from src import cli
 from src.data.sources import Sample
@@ -74,13 +74,13 @@ def test_it_resizes_photographs_as_a_folder_does(
     assert np.abs(answers(session, photo[None, ::4, ::6]) - answers(session, small[None])).max() > 5e-3  # others differ
 
 
-def test_another_program_reads_it_as_the_readme_says(
+def test_another_program_reads_it_as_the_docs_say(
     run: Path, session: onnxruntime.InferenceSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (60, 40), "red").save("photo.jpg")
-    (code,) = (code for code in readme_code("python") if "onnxruntime" in code)
+    (code,) = (code for code in documented_code("python") if "onnxruntime" in code)
     exec(code.replace("runs/last4/version_0", str(run)), {})
     name, share = capsys.readouterr().out.split()
     assert name in Sample(50).classes

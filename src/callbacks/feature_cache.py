@@ -43,9 +43,9 @@ class FrozenFeatureCache(Callback):
         limit_gib: Memory, or disk space, of a process in GiB; views that do not fit are computed anew.
         place: Keep features in memory (where the images are: `data.on_device`), or on disk in the run directory,
             where a resumed run finds them again.
-        folder: With place disk: keep them here instead, for good, so that other runs find them whose frozen layers,
-            images, augmentation and seed are the same. Empty it after a loss of power: what was marked as there may not
-            have reached the disk.
+        folder: With place disk: a permanent folder, whose features other runs with the same frozen layers, images,
+            augmentation and seed use too. Empty it after a power failure: entries marked complete may not have reached
+            the disk.
 
     Raises:
         UserError: An option is outside its range.

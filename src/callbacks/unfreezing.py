@@ -25,12 +25,12 @@ class StagedUnfreezing(Callback):
     Both are pure functions of the epoch and the step, so nothing is saved and a resumed run cannot differ.
 
     Args:
-        stages: For each first epoch: how many layers train, counted from the top (0 = head only, 4 = block5,
-            18 = all), or the name of the lowest one, or `all`.
-        rates: For each first epoch, the head's learning rate from then on; null for the optimizer's.
-        block_factor: Factor on the learning rate for every block further down.
+        stages: From which epoch on (the first is 0) how many layers train, counted from the top (0 = head only, 4 =
+            block5, 18 = all); or the name of the lowest one, or `all`.
+        rates: From which epoch on the head learns at which rate; null for the optimizer's.
+        block_factor: Each block's rate as a multiple of that of the block above it.
         decay: Course of each layer's rate from its thaw to the end: constant, linear or cosine.
-        warmup_epochs: Epochs from each layer's thaw over which its rate rises from nothing.
+        warmup_epochs: Epochs over which a layer's rate rises from zero after it thaws.
 
     Raises:
         UserError: An option is outside its range.

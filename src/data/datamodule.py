@@ -37,13 +37,13 @@ class ImageDataModule(LightningDataModule):
         standardize: What the network sees: `weights`, what its pretrained weights or those of `run.warm_start` were
             trained on; `dataset`, mean 0 and deviation 1 per channel over the training images.
         augmentation: Random changes of training images; null for none.
-        cutmix: Share of training images, 0 to 1, over which a rectangle of another one is pasted, labels mixed by area.
-            On a GPU it wants `on_device`: else every step waits until those images are sent.
+        cutmix: Share of the training images, 0 to 1, that get a rectangle of another one pasted in, labels mixed by
+            area. On a GPU combine it with `on_device`: else every step waits until those images are sent.
         on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
         input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
-        cuda_graphs: Whether to record how images kept on a GPU are changed, and to repeat it; the model tells it.
-        seed: Seed of order and augmentation; `seed_everything` tells it.
-        weights_input: Mean and deviation that the weights expect, pixels 0 to 255; the model's weights tell it.
+        cuda_graphs: Whether to record how images kept on a GPU are changed, and to replay it; set from the model.
+        seed: Seed of order and augmentation; set from `seed_everything`.
+        weights_input: Mean and deviation that the weights expect, pixels 0 to 255; set from the model's weights.
 
     Raises:
         UserError: An option is outside its range, or the source cannot tell its classes.

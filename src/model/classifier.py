@@ -44,18 +44,18 @@ class TransferClassifier(LightningModule):
         label_smoothing: Share of every training label that is spread evenly over all classes.
         optimizer: Any torch optimizer by class path; weight decay never reaches biases and norms.
         compile: Whether to compile the network with torch.compile, anew at each stage.
-        cuda_graphs: Whether to record a step's forward and backward pass on a GPU once a stage, for each size of batch,
-            and to repeat them as one launch; likewise changes of images kept on the GPU, and Muon's orthogonal steps.
-            The passes are not recorded where several processes share gradients, where these are accumulated or scaled
-            (16-mixed), with detect_anomaly, and of batches that a feature cache has still to keep. What a callback
-            changes in a layer shows from the next stage on.
+        cuda_graphs: Whether to record a step's forward and backward pass on a GPU as a CUDA graph, once for each stage
+            and size of batch, and to replay it as one launch; likewise the augmentation of images kept on the GPU, and
+            Muon's orthogonal steps. The passes are not recorded with several processes, gradient accumulation,
+            16-mixed or detect_anomaly, nor for batches that a feature cache has still to store. What a callback changes
+            in a layer takes effect at the next stage.
         frozen_precision: Precision of the frozen layers: `same` as of those that train (trainer.precision); `bf16`,
             about twice as fast on processors with bfloat16 instructions, with features of half the size; or `int8`,
             several times as fast on processors with VNNI instructions, with features of a quarter of the size.
         test_time_augmentation: In test and predict, average over each image and its mirror image (flip), or over those
             and their shifts by one pixel (flip_shift); test reports both, with and without.
-        num_classes: Number of classes; the data tell it.
-        image_size: Height and width of the images in pixels, at least 32; the data tell it.
+        num_classes: Number of classes; set from the data.
+        image_size: Height and width of the images in pixels, at least 32; set from the data.
 
     Raises:
         UserError: An option is outside its range.
