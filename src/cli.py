@@ -241,11 +241,16 @@ class ThawCLI(LightningCLI):
             # Curves go on at the epoch of the checkpoint, instead of at the first.
             self.trainer.fit_loop.epoch_progress.current.completed = saved.content.get("epoch", 0)
             self._check_place(saved.path)
-            if self.subcommand == "validate" and not saved.saw(self.datamodule.identity(1, False)):
-                rank_zero_only(print)(
-                    f"these are other images, or another split of them, than those that '{saved.path}' was trained and "
-                    "validated on: it may have been trained on some of them"
-                )
+            if self.subcommand == "validate":
+                self._say_if_seen(saved)
+
+    def _say_if_seen(self, saved: SavedTraining) -> None:
+        """Say that a network may know the images by which it is judged from now on."""
+        if not saved.saw(self.datamodule.identity(1, False)):
+            rank_zero_only(print)(
+                f"'{saved.path}' was trained and validated on other images, or on another split of them: if it was "
+                "trained on some that validate now, their accuracy is too good"
+            )
 
     def _check_weights(self, saved: SavedTraining) -> None:
         """Refuse a checkpoint that does not fit optimizer, classes and network as configured."""
@@ -375,6 +380,7 @@ class ThawCLI(LightningCLI):
             saved.check_network(self.model.state_dict(), anew=True)
             self.model.load_state_dict(saved.content["state_dict"])
             self.datamodule.expect(saved.data)
+            self._say_if_seen(saved)
 
     def after_fit(self) -> None:
         if self.config_init[self.subcommand].trainer.fast_dev_run:
@@ -392,9 +398,7 @@ class ThawCLI(LightningCLI):
             if not best.best_model_path:
                 print("no epoch was validated, so there is no best checkpoint, and no test")
             elif self.options.test_after_fit and "test" not in self.datamodule.datasets:
-                print(
-                    "there are no test images, so there is no test; validate reports on the validation images"
-                )
+                print("there are no test images, so there is no test; validate reports on the validation images")
             self.trainer.logger.log_final(metrics)
             self._report(metrics)
 

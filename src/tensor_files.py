@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from src.errors import UserError
+
 
 class Unreadable(Exception):
     """Say that a file is damaged, or holds other things than tensors and plain values."""
@@ -23,6 +25,7 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
     Raises:
         OSError: It cannot be read.
         Unreadable: It holds something else.
+        UserError: There is not enough memory for it.
     """
     with path.open("rb") as file:
         mmap = mmap and file.read(2) == b"PK"  # a zip archive, as torch has long been writing
@@ -32,5 +35,8 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
-    except Exception as error:  # broken bytes surface as errors of many types
+    except Exception as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise UserError(f"'{path}' takes more memory than there is: free some.") from error
+        # Broken bytes surface as errors of many types.
         raise Unreadable(str(error)) from error

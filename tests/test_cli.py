@@ -978,9 +978,7 @@ def test_stopping_early_is_told(tmp_path: Path) -> None:
 
 def test_validating_on_another_split_says_that_it_may_have_been_trained_on(borrowed: Run) -> None:
     assert "another split" not in execute("validate", *sample())
-    assert re.search(
-        r"^these are other images, or another split", execute("validate", *sample("--data.split_seed", "1")), re.M
-    )
+    assert re.search(r"ckpt' was trained .* on another split", execute("validate", *sample("--data.split_seed", "1")))
     assert "another split" not in execute("test", *sample("--data.split_seed", "1"))
 
 
@@ -1123,6 +1121,15 @@ def test_warm_start_takes_over_the_weights(run: Run, tmp_path: Path) -> None:
     for name in ("backbone.block1_conv1.weight", "backbone.block5_conv3.weight", "head.hidden.weight"):
         assert torch.equal(ours[name], theirs[name])
     assert [row["epoch"] for row in warm.history] == [0]
+
+
+def test_warm_start_on_another_split_says_that_validation_images_may_be_known(run: Run, tmp_path: Path) -> None:
+    start = str(run.directory / "checkpoints" / "last.ckpt")
+    words = sample("--run.warm_start", start, "--trainer.fast_dev_run", "true")
+    assert "another split" not in execute("fit", *words)
+    assert f"'{start}' was trained and validated on other images, or on another split" in execute(
+        "fit", *words, "--data.split_seed", "1"
+    )
 
 
 @pytest.mark.parametrize("standardize", ["weights", "dataset"])

@@ -184,7 +184,8 @@ def test_networks_that_change_are_recorded_anew(
 def test_a_cache_gets_what_it_wants_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
     model.trainable_layers = 4
     kept: list[str] = []
-    model.keep_features, model.replays = lambda batch, features, split: kept.append(split), True
+    model.keep_features = {split: lambda batch, features, split=split: kept.append(split) for split in ("train", "val")}
+    model.replays = True
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
     for _ in range(4):
         model.training_step(batch)
@@ -195,6 +196,10 @@ def test_a_cache_gets_what_it_wants_to_keep(model: TransferClassifier, recorded:
     for _ in range(3):
         model.training_step(features)
     assert recorded == ["recorded", "repeated"]
+    del model.keep_features["train"]  # this view does not fit
+    for _ in range(3):
+        model.training_step(batch)
+    assert recorded == ["recorded", "repeated"] * 2
 
 
 def test_metrics_know_of_repeated_updates(model: TransferClassifier, recorded: list[str]) -> None:
@@ -225,6 +230,18 @@ def test_training_batches_are_the_callers_to_keep_and_follow_settings(recorded: 
         changed = data.on_after_batch_transfer(train[range(4)], 0)
         assert torch.equal(changed.inputs, data.standardized(train[range(4)].inputs))
     assert recorded.count("recorded") == 2
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 0.5])
+def test_only_changes_are_recorded(recorded: list[str], cutmix: float) -> None:
+    """Features from a cache have had theirs; an empty recording would be warned of."""
+    data = ImageDataModule(Sample(), standardize="dataset", cuda_graphs=True, on_device=True, cutmix=cutmix)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(training=True, current_epoch=0)  # type: ignore[assignment]
+    features = data.datasets["train"][range(4)]._replace(inputs=torch.rand(4, 512, 2, 2), entry=14)
+    for _ in range(4):
+        assert torch.equal(data.on_after_batch_transfer(features, 0).inputs, features.inputs)
+    assert recorded.count("recorded") == (1 if cutmix else 0)
 
 
 def test_steps_follow_label_smoothing(model: TransferClassifier, recorded: list[str]) -> None:

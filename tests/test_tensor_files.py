@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.errors import UserError
 from src.tensor_files import Unreadable, load_tensors
 
 
@@ -54,3 +55,19 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load_tensors(tmp_path / "nowhere.pth")
     with pytest.raises(IsADirectoryError):
         load_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_a_file_too_large_for_the_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*args: object, **more: object) -> None:
+        raise error
+
+    path = tmp_path / "large.pth"
+    torch.save({}, path)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match=r"large\.pth' takes more memory than there is"):
+        load_tensors(path)

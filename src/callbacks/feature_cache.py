@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ class FrozenFeatureCache(Callback):
 
     Args:
         views: How many augmented views of each training image there are; null for a new one each epoch and no cache.
+            A stage that ends before a view is shown again keeps none of them (but in `folder`).
         limit_gib: Memory, or disk space, of a process in GiB; views that do not fit are computed anew.
         place: Keep features in memory (where the images are: `data.on_device`), or on disk in the run directory,
             where a resumed run finds them again.
@@ -68,7 +69,7 @@ class FrozenFeatureCache(Callback):
         self.limit_gib = limit_gib
         self.place = place
         self.folder = None if folder is None else user_path(folder)
-        self.directory = Path()
+        self.directory: Path | None = None  # what a run keeps within itself; None if it keeps nothing at all
         self.stores: dict[str, FeatureStore] = {}
         self.stage: int | None = None
 
@@ -77,9 +78,10 @@ class FrozenFeatureCache(Callback):
             self.place = "memory"  # such a run has no directory
         if stage == "fit" and self.views is None and self.place == "disk":
             rank_zero_only(print)("feature cache: off, for feature_cache.views is null; its place has no effect")
-        if stage == "fit" and self.views is not None:
-            _data(trainer).images_stay = True
-            self.directory = Path(trainer.log_dir or ".") / FOLDER
+        if stage == "fit":
+            log_dir = trainer.log_dir  # asks all processes
+            self.directory = None if log_dir is None else Path(log_dir) / FOLDER
+            _data(trainer).images_stay = self.views is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         self._begin_epoch(trainer, pl_module)  # a run resumed within an epoch sees no epoch start
@@ -97,19 +99,19 @@ class FrozenFeatureCache(Callback):
             self._begin_stage(trainer, model)
         if "train" in self.stores:
             self.stores["train"].view = _data(trainer).view_of(trainer.current_epoch)
+        model.keep_features = {split: _keep_in(store) for split, store in self.stores.items() if store.keeps_view}
 
     def _begin_stage(self, trainer: Trainer, model: TransferClassifier) -> None:
         data = _data(trainer)
         self._drop(trainer)
         data.views = self.views if model.depth else None
-        model.keep_features = self._keep if model.depth else None
         if not model.depth:
             for split in ("val", "train"):
                 self._remove(trainer, split)
             return
         shape = output_shapes(model.image_size)[model.depth - 1]
         dtype = _feature_type(trainer, model)
-        wanted = {"val": 1, "train": self.views or 1}
+        wanted = {"val": 1, "train": self._wanted(trainer)}
         # The largest share of a process, so that all of them keep as many views.
         shares = {split: -(-len(data.datasets[split]) // trainer.world_size) for split in wanted}
         sizes = {split: share * torch.Size(shape).numel() * dtype.itemsize for split, share in shares.items()}
@@ -124,7 +126,7 @@ class FrozenFeatureCache(Callback):
                     f"({sizes[split] / _GIB:.2g} GiB each); the others are computed anew each time",
                     flush=True,
                 )
-            self._remove(trainer, split, kept)
+            self._remove(trainer, split, kept if self.place == "disk" and self.folder is None else 0)
             if kept:
                 origin, folder = {}, None
                 if self.place == "disk":
@@ -134,6 +136,16 @@ class FrozenFeatureCache(Callback):
                 device = dataset.labels.device
                 store = FeatureStore(images, own, kept, shape, dtype, model.depth, device, folder, origin)
                 self.stores[split] = dataset.features = store
+
+    def _wanted(self, trainer: Trainer) -> int:
+        """Count the views of training images worth keeping: none if the stage is over before one is shown again."""
+        assert self.views is not None
+        assert self.stage is not None
+        stages, end = StagedUnfreezing.of(trainer).stages, trainer.max_epochs
+        ends = [first for first in stages if stage_begin(stages, first) > self.stage]
+        ends += [] if end in (None, -1) else [end]
+        shown_again = not ends or min(ends) - self.stage > self.views
+        return self.views if shown_again or self.folder is not None else 0  # other runs may want them
 
     def _network(self, trainer: Trainer, model: TransferClassifier) -> dict[str, Any]:
         """Tell what of the network features depend on."""
@@ -145,35 +157,34 @@ class FrozenFeatureCache(Callback):
 
     def _folder(self, origin: dict[str, Any], split: str) -> Path:
         if self.folder is None:
+            assert self.directory is not None, "a run without one keeps features in memory"
             return self.directory / split
         return self.folder / f"{split}-{blake2b(repr(origin).encode(), digest_size=8).hexdigest()}"
 
     def _remove(self, trainer: Trainer, split: str, first: int = 0) -> None:
         """Free the run directory of an earlier stage's views, from the first that will not be written anew."""
-        for path in (self.directory / split / _part(trainer)).glob("view-*"):
+        for path in () if self.directory is None else (self.directory / split / _part(trainer)).glob("view-*"):
             if int(path.name.removeprefix("view-")) >= first:
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _keep(self, batch: Batch, features: Tensor, split: str) -> None:
-        if split in self.stores:
-            self.stores[split].put(batch.indices, features)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "val" in self.stores:
             self.stores["val"].view = 0  # what has been put there is known from now on
 
     def on_fit_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
-        if self.views is None:
-            return
         self._drop(trainer)
-        pl_module.keep_features = None
-        if trainer.local_rank == 0 and self.place == "disk" and self.folder is None:
+        pl_module.keep_features = {}
+        if trainer.local_rank == 0 and self.directory is not None:  # also what the run kept before it went on otherwise
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _drop(self, trainer: Trainer) -> None:
         self.stores = {}
         for dataset in _data(trainer).datasets.values():
             dataset.features = None
+
+
+def _keep_in(store: FeatureStore) -> Callable[[Batch, Tensor], None]:
+    return lambda batch, features: store.put(batch.indices, features)
 
 
 def views_that_fit(limit: int, wanted: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:

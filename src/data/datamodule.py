@@ -273,7 +273,8 @@ class ImageDataModule(LightningDataModule):
         if trainer is None or not trainer.training:
             return self._standardized(batch)
         view = self.view_of(trainer.current_epoch)
-        if self._replays(batch):
+        changes = batch.entry == 0 or self.cutmix > 0  # an empty recording would be warned of
+        if changes and self._replays(batch):
             if self._view_there[0] != view:
                 self._view_there = view, torch.tensor(view, device=batch.labels.device)
             self._statistics_on(batch.labels.device)  # in case they have changed, of which a recording sees nothing

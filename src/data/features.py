@@ -158,6 +158,8 @@ def _prepare(folder: Path, origin: dict[str, Any], sizes: dict[str, int]) -> boo
             # A copy that was cut short lacks files, or parts of them; filled up they would pass for features of zeros.
             whole = all((folder / name).is_file() and (folder / name).stat().st_size == sizes[name] for name in sizes)
             if whole and (folder / ORIGIN).is_file() and (folder / ORIGIN).read_text() == text:
+                for name in sizes:
+                    (folder / name).open("r+b").close()  # as torch is about to, whose message says less
                 return False
             shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

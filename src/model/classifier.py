@@ -103,8 +103,8 @@ class TransferClassifier(LightningModule):
         """Whether `training_step` repeats recorded work if it can, and has then made the gradients too."""
         self._step_replay = Replay(self._forward_and_backward, self._step_settings)
         self._evaluation_replay = Replay(self._evaluated)
-        self.keep_features: Callable[[Batch, Tensor, str], None] | None = None
-        """Called with what the frozen layers made of a batch, and the split it is from."""
+        self.keep_features: dict[str, Callable[[Batch, Tensor], None]] = {}
+        """For each split, if any, what is called with what the frozen layers made of a batch."""
         self._drawn = 0  # steps made when the loss of a batch was last drawn
         self.train_metrics = LossAndAccuracy()
         self.val_metrics = _metrics(num_classes)
@@ -197,14 +197,14 @@ class TransferClassifier(LightningModule):
             features = features.float()  # which frozen layers in bfloat16 do not give
         return self.head(self.backbone(features, entry))
 
-    def _keeps(self, batch: Batch) -> bool:
+    def _keeps(self, batch: Batch, split: str) -> bool:
         """Tell whether a cache wants what the frozen layers make of a batch."""
-        return self.keep_features is not None and batch.entry < self.depth
+        return split in self.keep_features and batch.entry < self.depth
 
     def _logits(self, batch: Batch, split: str) -> Tensor:
         features = self.prefix(batch.inputs, batch.entry)
-        if self.keep_features is not None and self._keeps(batch):
-            self.keep_features(batch, features, split)
+        if self._keeps(batch, split):
+            self.keep_features[split](batch, features)
         return self._suffix(features, max(batch.entry, self.depth))
 
     def on_fit_start(self) -> None:
@@ -243,7 +243,7 @@ class TransferClassifier(LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         if not self.replays:
             return self._train_on(batch)
-        step = self._forward_and_backward if self._keeps(batch) else self._step_replay
+        step = self._forward_and_backward if self._keeps(batch, "train") else self._step_replay
         loss, gradients = step(*batch)
         for parameter, gradient in gradients:
             parameter.grad = gradient
@@ -331,7 +331,7 @@ class TransferClassifier(LightningModule):
     def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:
         if not len(batch.labels):  # a process may run out of images before the others do
             return self._logits(batch, split).float().softmax(dim=1)
-        if self.replays and not self._keeps(batch):
+        if self.replays and not self._keeps(batch, split):
             found = self._evaluation_replay(split, *batch)
             probabilities, guesses = (each.clone() for each in found)  # the next batch's take their place
             metrics["loss_and_accuracy"].note_update()  # type: ignore[operator]

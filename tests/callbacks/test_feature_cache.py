@@ -16,6 +16,8 @@ import torch
 from support import REPOSITORY, needs_int8, run
 
 from src.callbacks.feature_cache import FrozenFeatureCache, _feature_type, views_that_fit
+from src.callbacks.schedule import stage_begin
+from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import main
 from src.data.features import FILLED, VALUES, FeatureStore
 from src.errors import UserError
@@ -248,8 +250,69 @@ def test_views_of_an_earlier_stage_are_removed(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(FrozenFeatureCache, "_begin_stage", record)
     limit = (VAL + 2.5 * TRAIN) * 512 * 2 * 2 * 4 / 2**30
-    fit(tmp_path, "3", 3, {0: 0, 1: 4, 2: 18}, "--feature_cache.place=disk", f"--feature_cache.limit_gib={limit}")
+    fit(tmp_path, "3", 9, {0: 0, 4: 4, 8: 18}, "--feature_cache.place=disk", f"--feature_cache.limit_gib={limit}")
     assert there == [["view-0", "view-1", "view-2"], ["view-0", "view-1"], []]
+
+
+@pytest.mark.parametrize(
+    ("stages", "epochs", "folder", "kept"),
+    [
+        ({0: 0, 2: 4}, 5, False, {0: 0, 2: 2}),  # two epochs show two views; three show the first one again
+        ({0: 0, 2: 4}, 5, True, {0: 2, 2: 2}),  # other runs may want them
+        ({0: 4, 1: 4}, 3, False, {0: 2, 1: 2}),  # one stage
+        ({0: 4}, -1, False, {0: 2}),
+        ({0: 4, 9: 18}, 2, False, {0: 0}),
+    ],
+)
+def test_views_are_kept_if_a_stage_shows_one_again(
+    tmp_path: Path, stages: dict[int, int | str], epochs: int, folder: bool, kept: dict[int, int]
+) -> None:
+    place = {"place": "disk", "folder": str(tmp_path)} if folder else {}
+    cache = FrozenFeatureCache(views=2, **place)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(callbacks=[StagedUnfreezing(stages)], max_epochs=epochs)
+    for epoch, views in kept.items():
+        cache.stage = stage_begin(StagedUnfreezing(stages).stages, epoch)
+        assert cache._wanted(trainer) == views
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("now", [["--feature_cache.views=null"], ["--feature_cache.place=memory"]])
+def test_features_do_not_stay_where_a_run_goes_on_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: list[str]
+) -> None:
+    stop = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch=1", "--trainer.callbacks.batch=0"]
+    stop += ["--trainer.callbacks.name=SIGTERM", "--data.batch_size=8", "--feature_cache.place=disk"]
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "1", 3, None, *stop)
+    features = tmp_path / "run" / "version_0" / "features"
+    assert (features / "train" / "process-0" / "view-0").exists()
+    last = str(tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt")
+    there, begin = [], FrozenFeatureCache._begin_stage
+
+    def record(self: FrozenFeatureCache, *arguments: Any) -> None:
+        begin(self, *arguments)
+        there.append((features / "train" / "process-0" / "view-0").exists())
+
+    monkeypatch.setattr(FrozenFeatureCache, "_begin_stage", record)
+    fit(tmp_path, "1", 3, None, "--data.batch_size=8", "--feature_cache.place=disk", f"--ckpt_path={last}", *now)
+    assert not any(there)  # at once, for what is in memory instead
+    assert not features.exists()
+
+
+def test_features_of_another_user_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path)
+    opened = Path.open
+
+    def refuse(path: Path, mode: str = "r", **more: Any) -> Any:
+        if mode == "r+b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot be kept in .*Permission denied.*feature_cache.folder"):
+        store(tmp_path)
+    monkeypatch.undo()
+    assert store(tmp_path).get(torch.tensor([5])) is None  # they are still there
 
 
 def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -464,3 +464,12 @@ def test_processes_of_a_machine_decode_once(root: Path, decoded: list[str]) -> N
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: ImageFolder(str(root)).prepare(), range(4)))
     assert sorted(decoded) == ["a.png", "a.png", "a.png", "b.png"]
+
+
+def test_a_photograph_is_not_copied_before_it_is_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upright one in RGB takes its memory once."""
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Image.Image, "copy", lambda image: pytest.fail("copied"))
+    pixels, failed = image_files.decode_all([tmp_path / "a.jpg"], 32, "one")
+    assert failed == []
+    assert pixels[0, 0].min() > 250

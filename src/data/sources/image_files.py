@@ -15,6 +15,7 @@ from src.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 CHUNK = 64  # images a thread decodes at a time, at most
+_MOST_THREADS = 16  # each holds a photograph, of which a large one takes hundreds of megabytes
 _SMALL = 4096  # bytes of a file up to which one thread is faster than two, which would wait for each other
 
 Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that telephones take
@@ -127,7 +128,8 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
     """
     with in_memory(len(paths), size):
         pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
-    chunk = min(CHUNK, len(paths) // (4 * (os.cpu_count() or 1)) + 1)  # of a few large ones, too, each thread has some
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chunk = min(CHUNK, len(paths) // (4 * cores) + 1)  # of a few large ones, too, each thread has some
 
     def decode(start: int) -> list[int]:
         failed = []
@@ -140,7 +142,7 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
                 failed.append(index)
         return failed
 
-    threads = 1 if _mean_size(paths) < _SMALL else None
+    threads = 1 if _mean_size(paths) < _SMALL else min(_MOST_THREADS, cores)
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(paths), unit=" images", desc=f"decoding {title}", disable=None) as bar,
@@ -163,12 +165,17 @@ def _mean_size(paths: Sequence[Path]) -> float:
 
 def _decode(path: Path, size: int) -> np.ndarray:
     """Return one image as RGB, uint8, (3, size, size)."""
+    image = _open(path)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _open(path: Path) -> Image.Image:
+    """Return one image upright, as RGB; of a large one there is no copy more than it takes, and none left behind."""
     with Image.open(path) as image:
         image.load()  # once, for a second attempt would take what a first one left of damaged pixels for the image
-        upright = _to_rgb(_upright(image))
-    if upright.size != (size, size):
-        upright = upright.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(upright).transpose(2, 0, 1)
+        return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -186,7 +193,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def shorten(names: Sequence[str], limit: int = 10) -> str:
