@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from benchmarks.timing import interleave
+from benchmarks.timing import finished, interleave
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Images, Source
 from src.model.classifier import TransferClassifier
@@ -61,12 +61,10 @@ def main() -> None:
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
-            logits = model(fixed)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return logits
+            return model(fixed)
 
-    times = interleave({"input pipeline": pipeline, "forward pass": forward}, options.rounds)
+    calls = {"input pipeline": pipeline, "forward pass": forward}
+    times = interleave({name: finished(call, device.type) for name, call in calls.items()}, options.rounds)
     print(f"batch {options.batch_size}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, (median, low, high) in times.items():
         rate = [options.batch_size / seconds for seconds in (median, high, low)]

@@ -25,7 +25,7 @@ def peak(layers: int, batch_size: int, root: str | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "unfreezing.stages": f"{{0: {layers}}}", "trainer.max_epochs": 1, "data.batch_size": batch_size,
-            "trainer.limit_train_batches": 8, "trainer.limit_val_batches": 8,
+            "trainer.accelerator": "cpu", "trainer.limit_train_batches": 8, "trainer.limit_val_batches": 8,
             "feature_cache.views": "null", "run.root": folder, "run.test_after_fit": False,
         }  # fmt: skip
         words = ["--config=configs/last4.yaml", "--config=configs/with/sample.yaml"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import torch
 
 from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
 from benchmarks.contestants import BATCH, TRAINABLE, material
-from benchmarks.timing import commit, interleave
+from benchmarks.timing import commit, cores, interleave
 from src.callbacks.figures import new_figure, write_png
 from src.model import int8
 
@@ -125,8 +124,8 @@ def contestants(job: str, folder: Path, keras: Path | None, only: list[str]) -> 
         INT8_CACHED: ("thaw", "1", folder / "int8_cached", MIXED, BYTES),
         BARE: ("bare", "null"),
         BARE_CACHED: ("bare", "1"),
-        STOCK: ("stock", str(os.cpu_count()), folder / "stock"),
-        STOCK_HALF: ("stock", str(os.cpu_count()), folder / "stock_half", "bf16-mixed"),
+        STOCK: ("stock", str(cores()), folder / "stock"),
+        STOCK_HALF: ("stock", str(cores()), folder / "stock_half", "bf16-mixed"),
     }
     if not int8.supported():
         ours = {name: options for name, options in ours.items() if BYTES not in options}
@@ -246,10 +245,12 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2, for the quartiles")
     keras = options.keras if options.keras.exists() else None
     results = {}
     text = (
-        f"torch {torch.__version__}, {os.cpu_count()} CPU cores, batch {BATCH}, 32×32 pixels, random weights, "
+        f"torch {torch.__version__}, {cores()} CPU cores, batch {BATCH}, 32×32 pixels, random weights, "
         f"commit {commit()}. Images per second: median (quartiles).\n"
     )
     for job in options.jobs:

@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         words = ["-m", "src.cli", "fit", "--config=configs/last4.yaml", "--config=configs/with/sample.yaml"]
-        words += [f"--run.root={folder}", "--trainer.callbacks+=benchmarks.startup.Leave"]
+        words += [f"--run.root={folder}", "--trainer.accelerator=cpu", "--trainer.callbacks+=benchmarks.startup.Leave"]
         candidates = {
             name: lambda arguments=arguments: subprocess.run(
                 [sys.executable, "-W", "ignore", *arguments], check=True, capture_output=True

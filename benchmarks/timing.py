@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,8 +51,15 @@ def finished(call: Callable[[], object], device: str) -> Callable[[], object]:
 def commit() -> str:
     """Name the commit that is measured, with a + where files differ from it."""
     words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return found.stdout.strip() or "unknown"
+    with suppress(OSError):  # there may be no git
+        found = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
+        return found.stdout.strip() or "unknown"
+    return "unknown"
+
+
+def cores() -> int:
+    """Count the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quartiles(values: list[float]) -> Quartiles:

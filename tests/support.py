@@ -34,14 +34,15 @@ def documented_code(language: str) -> list[str]:
 
 
 class SignalAt(Callback):
-    """Send this very process a signal after a batch."""
+    """Send this very process a signal before a batch; of several, all or one of them."""
 
-    def __init__(self, epoch: int, batch: int, name: str) -> None:
+    def __init__(self, epoch: int, batch: int, name: str, rank: int | None = None) -> None:
         self.at = (epoch, batch)
+        self.rank = rank
         self.number = signal.Signals[name]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if (trainer.current_epoch, batch_idx) == self.at:
+        if (trainer.current_epoch, batch_idx) == self.at and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), self.number)
 
 

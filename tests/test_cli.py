@@ -875,6 +875,17 @@ def test_a_step_asks_for_few_contexts_and_leaves_the_callbacks_of_others_alone(
     assert len(hooks) == 9 * steps > 9, sorted(set(hooks))
 
 
+def test_a_stop_in_the_last_step_is_one(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1")
+    stop = (
+        f"--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch {STEPS - 1}"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        execute("fit", *words, *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+    assert stopped.value.code == 143
+    assert not (tmp_path / "head" / "version_0" / "test_report.json").exists()
+
+
 def test_a_stop_comes_though_every_step_is_followed_by_a_validation(tmp_path: Path) -> None:
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
     words += ["--data.batch_size", "7", "--trainer.val_check_interval", "1"]

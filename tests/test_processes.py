@@ -148,7 +148,7 @@ def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> 
     options = ["--unfreezing.stages", "{0: 0}", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"]
     options += ["--data.batch_size", "2"]  # 16 steps, of which the tenth is the first that looks for signals
     stop = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", "0"]
-    stop += ["--trainer.callbacks.batch", "1", "--trainer.callbacks.name", "SIGTERM"]
+    stop += ["--trainer.callbacks.batch", "1", "--trainer.callbacks.name", "SIGTERM", "--trainer.callbacks.rank", "1"]
     run("fit", *words(tmp_path, "straight", 2, *options), threads=1)
     assert run("fit", *words(tmp_path, "stopped", 2, *options, *stop), threads=1, check=False).returncode == 143
     last = torch.load(tmp_path / "stopped" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)

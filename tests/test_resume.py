@@ -24,7 +24,7 @@ def words(root: Path, name: str, *more: str) -> list[str]:
     options = [word for config in configs for word in ("--config", str(config))]
     options += ["--unfreezing.stages", STAGES, "--trainer.max_epochs", "6", "--data.source.size", "60"]
     options += ["--data.batch_size", "14", "--run.root", str(root), "--run.name", name, "--run.test_after_fit", "false"]
-    options += ["--feature_cache.views", "1", "--feature_cache.place", "disk"]
+    options += ["--feature_cache.views", "1", "--feature_cache.place", "disk", "--trainer.accelerator", "cpu"]
     return ["fit", *options, *more]
 
 
@@ -107,15 +107,17 @@ def test_killed_with_a_cache_in_memory_is_close_to_never_killed(untouched: Path,
     """What was in memory is computed anew, in other batches, whose sums differ in their last digits."""
     memory = ["--feature_cache.place", "memory"]
     assert fit(tmp_path, "run", *memory, *signal_at(1, 1, "SIGKILL"), check=False).returncode == -9
+    last = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
+    first = torch.load(last, weights_only=True)["state_dict"]  # of epoch 0: of the layers nothing has been trained yet
     again = [*memory, "--ckpt_path", "last"]
     assert fit(tmp_path, "run", *again, *signal_at(3, 1, "SIGKILL"), check=False).returncode == -9
     fit(tmp_path, "run", *again)
     ours, theirs = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (tmp_path / "run" / "version_0", untouched)
+        torch.load(path, weights_only=True)["state_dict"] for path in (last, untouched / "checkpoints" / "last.ckpt")
     )
     for name, weights in theirs.items():
-        torch.testing.assert_close(ours[name], weights, rtol=0, atol=2e-3, msg=name)
+        change, difference = ((other - weights).double().norm() for other in (first[name], ours[name]))
+        assert difference <= 0.01 * change, (name, float(difference / change))
 
 
 @pytest.mark.slow

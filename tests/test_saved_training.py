@@ -41,3 +41,14 @@ def test_images_of_the_same_size(saved: SavedTraining, stored: int, enlarged: in
 def test_images_of_another_size(saved: SavedTraining, stored: int, enlarged: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         saved.check_size(stored, enlarged)
+
+
+def test_batches_within_an_epoch_depend_on_whether_images_stay() -> None:
+    identity = {"images": "a", "files": "b", "batch_size": 8, "processes": 2, "seed": 1, "stay": True}
+    progress = {"current": {"started": 1, "processed": 0}}
+    loop = {"state_dict": {"combined_loader": [{"served": 3}]}, "epoch_progress": progress}
+    content = {"ImageDataModule": {"identity": identity}, "loops": {"fit_loop": loop}}
+    saved = SavedTraining(Path("last.ckpt"), content)
+    saved.check_data(identity)
+    with pytest.raises(UserError, match=r"was true and is false\. Finish the epoch with the same feature_cache\.views"):
+        saved.check_data(identity | {"stay": False})

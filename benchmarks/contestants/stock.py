@@ -89,7 +89,7 @@ def main() -> None:
     )  # fmt: skip
     trainer = Trainer(
         max_epochs=1000, default_root_dir=folder, num_sanity_val_steps=0, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[AtTheGate()], precision=precision,
+        enable_model_summary=False, callbacks=[AtTheGate()], precision=precision, accelerator="cpu",
     )  # fmt: skip
     trainer.fit(Stock(job), train, val)
 

@@ -55,7 +55,7 @@ def main() -> None:
     options = {
         "data.source.size": IMAGES, "data.batch_size": BATCH, "seed_everything": SEED, "feature_cache.views": views,
         "trainer.max_epochs": 1000, "run.test_after_fit": "false",
-        "run.root": folder, "trainer.callbacks+": "benchmarks.contestants.thaw.AtTheGate",
+        "run.root": folder, "trainer.accelerator": "cpu", "trainer.callbacks+": "benchmarks.contestants.thaw.AtTheGate",
     }  # fmt: skip
     configs = [f"--config=configs/{file}" for file in (f"{job}.yaml", "with/sample.yaml")]
     thaw(["fit", *configs, *(f"--{option}={value}" for option, value in options.items()), *more])

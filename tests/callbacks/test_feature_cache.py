@@ -45,6 +45,7 @@ def fit(root: Path, views: str, epochs: int = 4, stages: dict[int, int] | None =
     options = {
         "feature_cache.views": views, "trainer.max_epochs": epochs, "unfreezing.stages": json.dumps(stages or {0: 4}),
         "data.source.size": TRAIN + VAL, "run.root": root, "run.name": "run", "run.test_after_fit": False,
+        "trainer.accelerator": "cpu",
     }  # fmt: skip
     configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
     words = ["fit", *configs, *(f"--{option}={value}" for option, value in options.items()), *more]
@@ -83,9 +84,19 @@ def test_without_views_every_epoch_passes_them(tmp_path: Path, passed: list[int]
 
 
 @pytest.mark.slow
-def test_a_new_stage_starts_anew_and_an_open_one_keeps_nothing(tmp_path: Path, passed: list[int]) -> None:
+def test_a_new_stage_starts_anew_and_an_open_one_keeps_nothing(
+    tmp_path: Path, passed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views, begin = [], FrozenFeatureCache._begin_stage
+
+    def record(self: FrozenFeatureCache, trainer: Any, model: TransferClassifier) -> None:
+        begin(self, trainer, model)
+        views.append(trainer.datamodule.views)
+
+    monkeypatch.setattr(FrozenFeatureCache, "_begin_stage", record)
     fit(tmp_path, "1", 5, {0: 0, 2: 4, 4: 18})
     assert sum(passed) == 2 * (TRAIN + VAL)
+    assert views == [1, 1, None]  # with nothing to keep, every epoch has a view of its own
 
 
 @pytest.mark.slow
@@ -229,6 +240,13 @@ def test_store_gives_back_what_it_was_given(tmp_path: Path, on_disk: bool) -> No
     kept.view = 2
     kept.put(torch.tensor([1]), features[:1])
     assert kept.get(torch.tensor([1])) is None
+
+
+def test_what_was_not_written_is_not_there() -> None:
+    kept = store(None)
+    with pytest.raises(RuntimeError, match="shape"):
+        kept.put(torch.tensor([4]), torch.randn(1, 4, 2, 2))
+    assert kept.get(torch.tensor([4])) is None
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

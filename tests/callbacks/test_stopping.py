@@ -18,7 +18,8 @@ def test_a_stop_waits_for_the_optimizers_step_and_for_its_file(monkeypatch: pyte
     trainer: Any = SimpleNamespace(
         accumulate_grad_batches=2, num_training_batches=5, world_size=1, val_check_batch=5, check_val_every_n_epoch=1,
         strategy=SimpleNamespace(
-            reduce_boolean_decision=lambda told, all: told, checkpoint_io=files, barrier=lambda: finished.append(False)
+            reduce_boolean_decision=lambda told, all: told and not all, checkpoint_io=files,
+            barrier=lambda: finished.append(False),
         ),
         save_checkpoint=saved.append, is_global_zero=True,
     )  # fmt: skip

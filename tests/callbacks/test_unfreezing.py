@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,3 +97,12 @@ def test_what_should_train_and_gets_no_gradient_is_named() -> None:
     model.trainable_layers = 0
     with pytest.raises(RuntimeError, match=r"got no gradient: head\.linear\.weight, head\.linear\.bias"):
         StagedUnfreezing({0: 0}).on_before_optimizer_step(None, model, None)  # type: ignore[arg-type]
+
+
+def test_each_stage_is_looked_at_anew() -> None:
+    model, schedule = TransferClassifier(weights=None, hidden=0), StagedUnfreezing({0: 0, 1: 4})
+    for epoch in (0, 1):
+        schedule.verified = True
+        trainer: Any = SimpleNamespace(current_epoch=epoch, optimizers=[], strategy=None)
+        schedule._apply(trainer, model)
+        assert not schedule.verified

@@ -61,6 +61,16 @@ def test_uniform_is_pinned() -> None:
     assert numbers.long().tolist() == [[16085829, 3678181], [6451379, 4133460]]
 
 
+def test_draws_are_pinned() -> None:
+    """Whoever changes them raises `features.VERSION`: kept features are of views drawn so."""
+    drawn = Augmentation(crop=4, cutout=8, colour=0.5).draw(777, 5, torch.tensor([34_999]))
+    assert {name: round(value.item(), 4) for name, value in drawn._asdict().items()} == {
+        "angle": -0.1209, "row_shift": -0.0507, "column_shift": -0.0546, "row_zoom": 0.8987, "column_zoom": 1.1475,
+        "flip": True, "row_crop": 2, "column_crop": 2, "row_cutout": 0.0458, "column_cutout": 0.6885,
+        "brightness": 0.5087, "contrast": 1.316, "saturation": 1.1787,
+    }  # fmt: skip
+
+
 def test_uniform_does_not_depend_on_the_batch() -> None:
     indices = torch.arange(1000)
     whole = uniform(1, 2, indices, draws=5)

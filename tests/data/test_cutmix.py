@@ -30,6 +30,14 @@ def test_patches_are_a_function_of_seed_view_and_image() -> None:
         assert sum(a == b for a, b in zip(all_of_them, other, strict=True)) < 3
 
 
+def test_patches_are_pinned() -> None:
+    """Whoever changes them raises `features.VERSION`: kept features are of views drawn so."""
+    assert rectangles(draw_patches(1.0, 777, 5, torch.tensor([0, 34_999]), 35_000, 32)) == [
+        (2911, 7, 32, 13, 32),
+        (27200, 7, 22, 22, 32),
+    ]
+
+
 def test_patches_lie_within_the_image_and_have_any_size() -> None:
     patches = draw_patches(1.0, 1, 0, torch.arange(20_000), 3, 32)
     for begin, end in ((patches.top, patches.bottom), (patches.left, patches.right)):
@@ -87,8 +95,10 @@ def collect(data: ImageDataModule, folder: Path, max_epochs: int = 1) -> Collect
     return collector
 
 
-def test_training_batches_are_mixed_from_augmented_training_images(tmp_path: Path) -> None:
-    data = make(augmentation=FLIP, cutmix=0.7)
+@pytest.mark.parametrize("input_size", [None, 2 * SIDE])
+def test_training_batches_are_mixed_from_augmented_training_images(tmp_path: Path, input_size: int | None) -> None:
+    """Before they are enlarged, if they are."""
+    data = make(augmentation=FLIP, cutmix=0.7, input_size=input_size)
     found = collect(data, tmp_path, max_epochs=2)
     train = data.datasets["train"]
     mixed = 0

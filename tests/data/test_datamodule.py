@@ -400,7 +400,7 @@ def test_kept_features_know_their_images_and_how_these_are_shown() -> None:
     assert set_up(**fixed).view_origin("train") == plain
     for source, changed in (
         (None, {"augmentation": None}), (None, {"seed": 5}), (None, {"input_size": 12}), (None, {"cutmix": 0.5}),
-        (None, {"weights_input": INPUT[::-1]}), (Noise(seed=1), {}),
+        (None, {"weights_input": INPUT[::-1]}), (Noise(seed=1), {}), (None, {"augmentation": Augmentation(crop=1)}),
     ):  # fmt: skip
         assert set_up(source, **{**fixed, **changed}).view_origin("train") != plain
 
