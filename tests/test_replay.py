@@ -161,7 +161,11 @@ def test_what_keeps_steps_from_being_recorded_is_told(
 
 @pytest.mark.parametrize(
     "change",
-    [lambda model: model.to(torch.float32), lambda model: setattr(model, "trainable_layers", 4), "on_fit_end"],
+    [
+        pytest.param(lambda model: model.to(torch.float32), marks=pytest.mark.slow),
+        lambda model: setattr(model, "trainable_layers", 4),
+        pytest.param("on_fit_end", marks=pytest.mark.slow),
+    ],
     ids=["moved", "thawed", "ended"],
 )
 def test_networks_that_change_are_recorded_anew(
@@ -372,7 +376,7 @@ def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"unfreezing.stages": "{0: 0, 1: 4}", "data.cutmix": 0.5, "model.dropout": 0.5},
+        {"unfreezing.stages": "{0: 0, 1: 4}", "data.cutmix": 0.5, "model.dropout": 0.5, "trainer.max_epochs": 2},
         pytest.param(
             {"unfreezing.stages": "{0: 4, 1: 8}", "model.optimizer": "SGD", "trainer.gradient_clip_val": 0.5},
             marks=pytest.mark.slow,

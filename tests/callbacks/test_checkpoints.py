@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Event
+from threading import Event, Semaphore
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,27 +80,31 @@ def test_the_last_one_is_not_written_before_the_best_one_it_names(tmp_path: Path
     assert background.written == [10, 20, 2]
 
 
-def test_the_last_one_is_written_though_each_epoch_is_the_best(tmp_path: Path, background: type[Copy]) -> None:
-    files, folder = AtomicCheckpointIO(), tmp_path / "checkpoints"
+def test_the_last_one_is_written_though_each_epoch_is_the_best(
+    tmp_path: Path, background: type[Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs 20 and 30 end while the best one of the epoch before is being written."""
+    begun, allowed = Semaphore(0), Semaphore(0)
 
-    class DuringWrites(background):  # type: ignore[misc, valid-type]
-        """While one is written the next epoch ends, for three epochs."""
-
+    class OneByOne(background):  # type: ignore[misc, valid-type]
         def write(self, path: Path) -> None:
-            if self._content["epoch"] in (10, 20, 30):
-                save(self._content["epoch"] + 10)
+            begun.release()
+            assert allowed.acquire(timeout=60)
             super().write(path)
 
-    def save(epoch: int) -> None:
-        files.save_checkpoint(checkpoint(epoch), folder / "best.ckpt")
-        files.save_checkpoint(checkpoint(epoch + 1), folder / "last.ckpt")
-
-    checkpoints._Copy = DuringWrites  # type: ignore[misc]  # the fixture puts it back
+    monkeypatch.setattr(checkpoints, "_Copy", OneByOne)
     background.allowed.set()
-    files.save_checkpoint(checkpoint(10), folder / "best.ckpt")
-    for _ in range(4):  # what is saved by a write is not waited for by who waited for that write
-        files.teardown()
-    assert background.written == [10, 20, 21, 30, 31, 40, 41]
+    files = AtomicCheckpointIO()
+    for epoch in (10, 20, 30):
+        files.save_checkpoint(checkpoint(epoch), tmp_path / "checkpoints" / "best.ckpt")
+        if epoch > 10:
+            files.save_checkpoint(checkpoint(epoch + 1), tmp_path / "checkpoints" / "last.ckpt")
+            allowed.release()
+        assert begun.acquire(timeout=60)
+    for _ in range(4):
+        allowed.release()
+    files.teardown()
+    assert background.written == [10, 20, 21, 30, 31]
 
 
 def test_other_files_are_there_at_once(tmp_path: Path, background: type[Copy]) -> None:

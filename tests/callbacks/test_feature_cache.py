@@ -272,6 +272,17 @@ def test_views_of_an_earlier_stage_are_removed(tmp_path: Path, monkeypatch: pyte
     assert there == [["view-0", "view-1", "view-2"], ["view-0", "view-1"], []]
 
 
+@pytest.mark.parametrize(("views", "said"), [(None, "feature cache: off, for feature_cache.views is null"), (2, "")])
+def test_a_place_for_features_without_views_says_that_it_has_none(
+    views: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer: Any = SimpleNamespace(fast_dev_run=False, log_dir="runs/mine", datamodule=SimpleNamespace())
+    FrozenFeatureCache(views, place="disk").setup(trainer, None, "fit")  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    assert printed.startswith(said)
+    assert bool(printed) == bool(said)
+
+
 @pytest.mark.parametrize(
     ("stages", "epochs", "folder", "kept"),
     [

@@ -87,6 +87,7 @@ def test_order_is_shuffled_and_changes_with_epoch_and_seed() -> None:
         assert np.mean(np.equal(one, other)) < 0.01
 
 
+@pytest.mark.slow
 def test_order_is_the_same_in_a_fresh_process() -> None:
     program = (
         "from src.data.sampling import TrainBatches\n"
