@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +32,7 @@ class Replay(Generic[R]):
     def __init__(self, function: Callable[..., R], settings: Callable[[], Hashable] = lambda: None) -> None:
         self._function = function
         self._settings = settings
+        self._last_settings: Hashable = None
         self._calls: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording[R]] = {}
 
@@ -40,7 +42,11 @@ class Replay(Generic[R]):
         Returns:
             What the function returned when it was recorded: the next call writes to the same tensors.
         """
-        key = (self._settings(), *(_kind(argument) for argument in arguments))
+        settings = self._settings()
+        if settings != self._last_settings:  # what was recorded would never be used again, and takes memory
+            self.forget()
+            self._last_settings = settings
+        key = tuple(_kind(argument) for argument in arguments)
         recording = self._recordings.get(key)
         if recording is None:
             self._calls[key] += 1
@@ -57,8 +63,9 @@ class Replay(Generic[R]):
 
 class _Recording(Generic[R]):
     def __init__(self, function: Callable[..., R], arguments: tuple[Any, ...]) -> None:
-        own = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
-        self._replay, self._result = capture(lambda: function(*own))
+        with _ordinary_tensors():
+            own = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
+            self._replay, self._result = capture(lambda: function(*own))
         kinds: dict[torch.dtype, list[int]] = {}
         for position, argument in enumerate(own):
             if isinstance(argument, Tensor):
@@ -83,10 +90,21 @@ def capture(work: Callable[[], R]) -> tuple[Callable[[], None], R]:
     stream = streams(torch.cuda.current_device()).recording
     torch.clear_autocast_cache()  # weights that were converted outside are not converted anew by the recording
     # Other threads may write a checkpoint meanwhile.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        result = work()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+    except RuntimeError as error:  # of ending a recording that something else has ended
+        raise (error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error) from None
     torch.clear_autocast_cache()
     return graph.replay, result
+
+
+@contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Have what is recorded within a validation write to tensors that others may write to as well."""
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        yield
 
 
 class Streams:
@@ -103,6 +121,12 @@ class Streams:
 streams = cache(Streams)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait for a GPU to do what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def side_by_side(work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Do the same to each of several tensors; within a recording on streams of their own, largest first."""
     if not (tensors and tensors[0].is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -111,11 +135,13 @@ def side_by_side(work: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) ->
     for stream in apart:
         stream.wait_stream(together)
     done: dict[int, Tensor] = {}
-    for turn, number in enumerate(sorted(range(len(tensors)), key=lambda number: -tensors[number].numel())):
-        with torch.cuda.stream(apart[turn % _STREAMS]):
-            done[number] = work(tensors[number])
-    for stream in apart:
-        together.wait_stream(stream)
+    try:
+        for turn, number in enumerate(sorted(range(len(tensors)), key=lambda number: -tensors[number].numel())):
+            with torch.cuda.stream(apart[turn % _STREAMS]):
+                done[number] = work(tensors[number])
+    finally:
+        for stream in apart:
+            together.wait_stream(stream)
     return [done[number] for number in range(len(tensors))]
 
 

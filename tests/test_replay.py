@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from support import REPOSITORY
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -131,14 +132,14 @@ def model() -> TransferClassifier:
 
 
 def trainer(**settings: Any) -> Any:
-    usual = {"world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed", "_detect_anomaly": False}
+    usual = {"strategy": None, "accumulate_grad_batches": 1, "precision": "bf16-mixed", "_detect_anomaly": False}
     return SimpleNamespace(**usual | settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"world_size": 2}, "several processes share their gradients"),
+        ({"strategy": DDPStrategy()}, "strategy ddp shares gradients between processes"),
         ({"accumulate_grad_batches": 2}, "gradients of several batches are added up"),
         ({"precision": "16-mixed"}, "16-mixed scales the loss"),
         ({"_detect_anomaly": True}, "trainer.detect_anomaly looks at every gradient"),
@@ -266,6 +267,53 @@ def test_muon_records_if_steps_are_recorded(asked: bool) -> None:
     assert optimizer.cuda_graphs == asked
 
 
+def test_what_is_recorded_in_a_validation_can_be_written_to(recorded: list[str]) -> None:
+    modes: list[tuple[bool, bool]] = []
+
+    def work(values: Tensor) -> Tensor:
+        modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        return values * 2
+
+    again = Replay(work)
+    with torch.inference_mode():
+        for _ in range(3):
+            again(torch.ones(2))
+    assert modes[:3] == [(True, False), (True, False), (False, False)]
+    (recording,) = again._recordings.values()
+    recording._result.add_(1)
+    recording._copied[0][1][0].add_(1)
+
+
+def test_only_the_current_settings_recordings_are_kept(recorded: list[str]) -> None:
+    settings = [0]
+    double = Replay(lambda values: values * 2, lambda: settings[0])
+    for settings[0] in (0, 1, 0):
+        for _ in range(3):
+            double(torch.ones(2))
+        assert len(double._recordings) == 1
+    assert recorded.count("recorded") == 3
+
+
+def test_a_full_memory_is_told_though_a_recording_could_not_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recording:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None:
+            raise RuntimeError("capture is unjoined")
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(replay, "streams", lambda device: SimpleNamespace(recording=None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda *arguments, **options: Recording())
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        replay.capture(full)
+    with pytest.raises(RuntimeError, match="unjoined"):
+        replay.capture(lambda: None)
+
+
 def test_evaluations_are_the_callers_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
     model.replays = True
     model.eval()
@@ -296,6 +344,12 @@ def test_what_is_recorded_stays_where_it_is() -> None:
     first, place = data.standardized(images), data._statistics_on(torch.device("cpu")).data_ptr()
     data.statistics = torch.tensor([[0.0] * 3, [2.0] * 3])
     assert torch.equal(data.standardized(images), images / 2)
+    with torch.inference_mode():  # of a validation
+        data._statistics_there.clear()
+        data.standardized(images)
+    data.statistics = torch.tensor([[0.0] * 3, [4.0] * 3])
+    assert torch.equal(data.standardized(images), images / 4)
+    place = data._statistics_on(torch.device("cpu")).data_ptr()
     assert not torch.equal(first, images / 2)
     data._statistics_on(torch.device("meta"))
     assert data._statistics_on(torch.device("cpu")).data_ptr() == place
@@ -376,7 +430,7 @@ def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"unfreezing.stages": "{0: 0, 1: 4}", "data.cutmix": 0.5, "model.dropout": 0.5, "trainer.max_epochs": 2},
+        {"unfreezing.stages": "{0: 0, 3: 4}", "data.cutmix": 0.5, "model.dropout": 0.5},
         pytest.param(
             {"unfreezing.stages": "{0: 4, 1: 8}", "model.optimizer": "SGD", "trainer.gradient_clip_val": 0.5},
             marks=pytest.mark.slow,

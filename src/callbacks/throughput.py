@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.batch import Batch
+from src.replay import wait_for
 
 
 class Throughput(Callback):
@@ -57,12 +57,6 @@ class Throughput(Callback):
 
     def _stop(self, model: LightningModule) -> None:
         if self.since is not None:
-            _wait(model)
+            wait_for(model.device)
             self.seconds += time.perf_counter() - self.since
             self.since = None
-
-
-def _wait(model: LightningModule) -> None:
-    """Wait for a GPU to make the steps that it was told to make."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)

@@ -15,6 +15,7 @@ from src.callbacks.schedule import HEAD_NUMBER, Decay, LearningRates, parse_stag
 from src.errors import UserError
 from src.model.classifier import HEAD, TransferClassifier
 from src.model.vgg import LAYERS
+from src.replay import wait_for
 
 NUMBERS = {**{name: number for number, name in enumerate(LAYERS)}, HEAD: HEAD_NUMBER}
 
@@ -108,8 +109,9 @@ class StagedUnfreezing(Callback):
     def _apply(self, trainer: Trainer, model: TransferClassifier) -> None:
         layers = trainable_layers(self.stages, trainer.current_epoch)
         frozen = model.backbone.prefix_parameters(len(LAYERS) - layers)
-        unchanged = model.trainable_layers == layers and not any(parameter.requires_grad for parameter in frozen)
-        if unchanged:
+        every = list(model.backbone.parameters())  # from the bottom, too
+        as_wanted = [parameter.requires_grad == (number >= len(frozen)) for number, parameter in enumerate(every)]
+        if model.trainable_layers == layers and all(as_wanted):
             return
         model.trainable_layers = layers
         if model.needs_calibration:
@@ -154,7 +156,10 @@ def _wrap_again(trainer: Trainer) -> None:
     if isinstance(strategy, DDPStrategy):
         strategy.model = trainer.lightning_module
         gc.collect()  # the old wrapper's hooks on the gradients go with it, before the new one's come
+        # The new one copies all weights on a stream of its own, for which nobody waits.
+        wait_for(strategy.root_device)
         strategy.configure_ddp()
+        wait_for(strategy.root_device)
 
 
 def _check(rates: dict[int, float], block_factor: float, warmup_epochs: float) -> None:

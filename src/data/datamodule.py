@@ -345,7 +345,8 @@ class ImageDataModule(LightningDataModule):
         """Give mean and deviation where they are needed, in the same memory even if they have become others."""
         known, there = self._statistics_there.get(device, (None, None))
         if there is None:
-            there = self.statistics.to(device, copy=True)
+            with torch.inference_mode(False):  # a training may write to them after a validation
+                there = self.statistics.to(device, copy=True)
         elif known is not self.statistics:
             there.copy_(self.statistics)
         self._statistics_there[device] = self.statistics, there

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -232,7 +233,7 @@ class TransferClassifier(LightningModule):
     def _hindrance(self) -> str | None:
         """Say what keeps a step from being repeated: something beside its batch that has a part in it."""
         hindrances = {
-            "several processes share their gradients": self.trainer.world_size > 1,
+            "strategy ddp shares gradients between processes": isinstance(self.trainer.strategy, DDPStrategy),
             "gradients of several batches are added up": self.trainer.accumulate_grad_batches > 1,
             "16-mixed scales the loss": self.trainer.precision == "16-mixed",
             "trainer.detect_anomaly looks at every gradient": self.trainer._detect_anomaly,
@@ -436,6 +437,11 @@ def _keep_settings(optimizer: torch.optim.Optimizer) -> None:
     def restore(optimizer: torch.optim.Optimizer) -> None:
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
+            if group.get("fused") or group.get("capturable"):  # torch has put these numbers where the old settings want
+                for parameter in group["params"]:
+                    state = optimizer.state.get(parameter, {})
+                    if isinstance(state.get("step"), Tensor):
+                        state["step"] = state["step"].to(parameter.device, torch.float32)
 
     optimizer.register_load_state_dict_post_hook(restore)
 

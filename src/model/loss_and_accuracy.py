@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -39,6 +41,17 @@ class LossAndAccuracy(Metric):
         values, guesses = logits.detach().max(dim=1)
         self.right.add_(((guesses == labels) & (values == values)).sum())
         self.seen.add_(len(labels))
+
+    def sync(self, *arguments: Any, **options: Any) -> None:
+        """Add up all processes; `unsync` gives back the same tensors, where torchmetrics would give copies.
+
+        A recorded step would go on writing to the others, and copies made during a validation cannot be written to
+        outside of it.
+        """
+        own = self.metric_state
+        super().sync(*arguments, **options)
+        if self._is_synced:
+            self._cache = own
 
     def reset(self) -> None:
         """Begin anew, in the same tensors: a recorded step goes on writing to them."""

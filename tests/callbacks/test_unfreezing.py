@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from support import REPOSITORY, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.callbacks.unfreezing import StagedUnfreezing
+from src.callbacks.unfreezing import StagedUnfreezing, _wrap_again
 from src.cli import main
 from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS
@@ -106,3 +107,24 @@ def test_each_stage_is_looked_at_anew() -> None:
         trainer: Any = SimpleNamespace(current_epoch=epoch, optimizers=[], strategy=None)
         schedule._apply(trainer, model)
         assert not schedule.verified
+
+
+def test_a_layer_that_should_train_is_thawed_whatever_a_checkpoint_says() -> None:
+    """From Python, a second training of the same network may begin with a later stage."""
+    model, schedule = TransferClassifier(weights=None, hidden=0), StagedUnfreezing({0: 0, 1: 4})
+    trainer: Any = SimpleNamespace(current_epoch=0, optimizers=[], strategy=None)
+    schedule._apply(trainer, model)
+    model.depth = 14  # as a checkpoint of epoch 1 has it
+    trainer.current_epoch = 1
+    schedule._apply(trainer, model)
+    assert all(parameter.requires_grad for parameter in model.backbone.block5_conv1.parameters())  # type: ignore[union-attr]
+    assert not any(parameter.requires_grad for parameter in model.backbone.prefix_parameters(14))
+
+
+def test_ddp_is_made_anew_between_two_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("src.callbacks.unfreezing.wait_for", lambda device: done.append("waited"))
+    monkeypatch.setattr(DDPStrategy, "configure_ddp", lambda strategy: done.append("made"))
+    monkeypatch.setattr(DDPStrategy, "root_device", torch.device("cpu"))
+    _wrap_again(SimpleNamespace(strategy=DDPStrategy(), lightning_module=torch.nn.Linear(1, 1)))  # type: ignore[arg-type]
+    assert done == ["waited", "made", "waited"]

@@ -478,3 +478,19 @@ def test_loss_of_a_batch_is_drawn_whole_under_accumulation(images: Tensor, monke
     monkeypatch.setattr(TransferClassifier, "logger", logger)
     model.on_train_batch_end({"loss": torch.tensor(0.5)}, batch_of(images), 0)
     assert drawn == [{"train/batch_loss": 2.0}]
+
+
+def test_adams_count_lies_where_the_settings_of_today_want_it() -> None:
+    """A training may go on fused that began otherwise: on a GPU its kernel looks for the count there."""
+    model = TransferClassifier(weights=None, hidden=0)
+    model.trainable_layers = 0
+    began = torch.optim.Adam(model.parameter_groups(), fused=False)
+    for parameter in model.head.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    began.step()
+    model.to("meta")
+    optimizer = model.configure_optimizers()
+    optimizer.load_state_dict(began.state_dict())
+    counts = [state["step"] for state in optimizer.state.values()]
+    assert len(counts) == 2
+    assert {count.device.type for count in counts} == {"meta"}
