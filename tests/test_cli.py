@@ -611,6 +611,7 @@ def test_a_job_that_is_started_again_goes_on(tmp_path: Path) -> None:
     assert {path.name for path in run.directory.parent.iterdir()} == {"version_0", "version_1"}
 
 
+@pytest.mark.slow
 def test_what_a_continued_run_has_otherwise_is_said(borrowed: Run) -> None:
     before = borrowed.config | {"run": borrowed.config["run"] | {"warm_start": "where/it/came/from.ckpt"}}
     (borrowed.directory / "config.yaml").write_text(yaml.safe_dump(before))
@@ -631,6 +632,7 @@ def test_what_a_continued_run_has_otherwise_is_said(borrowed: Run) -> None:
     assert "goes on with" not in execute("fit", *words, *more, "--trainer.max_epochs", "5")
 
 
+@pytest.mark.slow
 def test_epochs_that_will_be_replaced_are_counted(borrowed: Run) -> None:
     words = sample("--run.root", str(borrowed.root), "--run.test_after_fit", "false", "--trainer.max_epochs", "3")
     folder = borrowed.directory / "checkpoints"
@@ -1031,6 +1033,7 @@ def test_batches_of_an_epoch_that_was_begun_stay(
     execute("fit", *words, "--ckpt_path", "last")
 
 
+@pytest.mark.slow
 def test_a_fused_optimizer_clips_as_others_do(tmp_path: Path) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--run.test_after_fit", "false")
     words += ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "0.1"]

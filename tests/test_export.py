@@ -103,6 +103,7 @@ def test_a_file_can_be_named_and_is_replaced(
     np.testing.assert_allclose(found, last(torch.zeros(1, SIDE, SIDE, 3)).detach(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_onnx_runtime_finds_otherwise_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ print(int((smallest * 1).view(torch.int32).count_nonzero()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
 def test_denormals_become_zero_in_all_threads() -> None:
     as_it_comes, flushed = (
