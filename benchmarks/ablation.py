@@ -9,7 +9,6 @@ the table.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from benchmarks.training import mean_and_std, train
 from src.callbacks.history import Row
 from src.model.vgg import VGGBackbone
+from src.process import cores
 
 EPOCHS = 16
 VIEWS = 4
@@ -86,7 +86,7 @@ def run(root: Path, folder: Path, change: str, seed: int, more: list[str]) -> li
 
 def table(found: dict[str, dict[int, list[Row]]]) -> str:
     """Write the best validation accuracy of each change and how far it is from the base, seed by seed."""
-    text = f"{os.cpu_count()} CPU cores; {EPOCHS} epochs, {VIEWS} views.\n\n"
+    text = f"{cores()} CPU cores; {EPOCHS} epochs, {VIEWS} views.\n\n"
     text += "| change | seeds | best val/acc | difference | last val/acc | last train/acc | training, s |\n"
     text += "|---|---|---|---|---|---|---|\n"
     best = {

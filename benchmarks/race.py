@@ -25,9 +25,10 @@ import torch
 
 from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
 from benchmarks.contestants import BATCH, TRAINABLE, material
-from benchmarks.timing import commit, cores, interleave
+from benchmarks.timing import commit, interleave
 from src.callbacks.figures import new_figure, write_png
 from src.model import int8
+from src.process import cores
 
 THAW, CACHED = "thaw", "thaw, from cached features"
 HALF, HALF_CACHED = "thaw, bf16-mixed", "thaw, bf16-mixed, from cached features"

@@ -10,7 +10,6 @@ arithmetic.py and timing.py, it tells what a change of the step brought.
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from src.batch import Batch
 from src.model.classifier import TransferClassifier
 from src.model.muon import Muon
 from src.model.vgg import LAYERS, output_shapes
-from src.process import prepare_process
+from src.process import cores, prepare_process
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
     products = matrix_products(options.device, dtype)
     times = interleave({"step": finished(step, options.device), **products}, options.rounds)
     median, low, high = times["step"]
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{cores()} CPU cores"
     print(f"torch {torch.__version__}, {where}, {options.layers} of {len(LAYERS)} layers train")
     quartiles = f"(quartiles {1e3 * low:.1f} to {1e3 * high:.1f})"
     print(f"{1e3 * median:.1f} ms {quartiles}, {options.batch_size / median:,.0f} images/s")

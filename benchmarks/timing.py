@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import time
@@ -55,11 +54,6 @@ def commit() -> str:
         found = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
         return found.stdout.strip() or "unknown"
     return "unknown"
-
-
-def cores() -> int:
-    """Count the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quartiles(values: list[float]) -> Quartiles:

@@ -10,13 +10,13 @@ cached features.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 
 from benchmarks.training import mean_and_std, train
 from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import Row
+from src.process import cores
 
 EVERY = 5  # epochs from one validation to the next
 
@@ -57,7 +57,7 @@ def main() -> None:
     fresh, cached = (
         statistics.median(seconds(runs[views, seed]) for seed in options.seeds) for views in (epochs, choices[-1])
     )
-    text = f"{os.cpu_count()} CPU cores; mean ± standard deviation of {len(options.seeds)} seeds, {epochs} epochs, "
+    text = f"{cores()} CPU cores; mean ± standard deviation of {len(options.seeds)} seeds, {epochs} epochs, "
     text += f"validated every {EVERY}th. {fresh:.1f} s an epoch of new views, {cached:.1f} s from cached features.\n\n"
     text += "| views | best val/acc | last val/acc | last train/acc | training |\n|---|---|---|---|---|\n"
     figure = new_figure(9, 4)

@@ -1,8 +1,9 @@
-"""How this process takes memory, what it does with the smallest numbers, and with letters that a terminal lacks."""
+"""Cores and memory of this process, what it does with the smallest numbers, and with letters that a terminal lacks."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from io import TextIOWrapper
 
@@ -24,6 +25,11 @@ def prepare_process() -> None:
     # Where a unit never fires its gradient is zero, and Adam's average of it shrinks until, after some 700 steps, it is
     # a denormal. It would stay one, and processors compute those many times as slowly.
     torch.set_flush_denormal(True)
+
+
+def cores() -> int:
+    """Count the processor cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def replace_unknown_letters() -> None:

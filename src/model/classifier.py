@@ -47,7 +47,7 @@ class TransferClassifier(LightningModule):
         compile: Whether to compile the network with torch.compile, anew at each stage.
         cuda_graphs: Whether to record a step's forward and backward pass on a GPU as a CUDA graph, once for each stage
             and size of batch, and to replay it as one launch; likewise the augmentation of images kept on the GPU, and
-            Muon's orthogonal steps. The passes are not recorded with several processes, gradient accumulation,
+            Muon's orthogonal steps. The passes are not recorded with strategy ddp, gradient accumulation,
             16-mixed or detect_anomaly, nor for batches that a feature cache has still to store. What a callback changes
             in a layer takes effect at the next stage.
         frozen_precision: Precision of the frozen layers: `same` as of those that train (trainer.precision); `bf16`,

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from src.errors import UserError
+from src.process import cores
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 CHUNK = 64  # images a thread decodes at a time, at most
@@ -128,8 +129,7 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
     """
     with in_memory(len(paths), size):
         pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chunk = min(CHUNK, len(paths) // (4 * cores) + 1)  # of a few large ones, too, each thread has some
+    chunk = min(CHUNK, len(paths) // (4 * cores()) + 1)  # of a few large ones, too, each thread has some
 
     def decode(start: int) -> list[int]:
         failed = []
@@ -142,7 +142,7 @@ def decode_all(paths: Sequence[Path], size: int, title: str) -> tuple[np.ndarray
                 failed.append(index)
         return failed
 
-    threads = 1 if _mean_size(paths) < _SMALL else min(_MOST_THREADS, cores)
+    threads = 1 if _mean_size(paths) < _SMALL else min(_MOST_THREADS, cores())
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(paths), unit=" images", desc=f"decoding {title}", disable=None) as bar,
