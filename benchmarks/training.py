@@ -23,7 +23,8 @@ def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
     """
     # Options are part of the name: another command must not take this one's results for its own.
     name = f"{name}-{blake2b(repr(words).encode(), digest_size=3).hexdigest()}"
-    directory = newest_run(folder, name) or folder / name / "version_0"
+    place = folder / name
+    directory = newest_run(place) or place / "version_0"
     done = read_history(directory / "history.csv") if (directory / "history.csv").exists() else []
     if len(done) < epochs:
         more = ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").exists() else []
@@ -35,7 +36,7 @@ def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
         subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "src.cli", "fit", *words], check=True, stdout=subprocess.DEVNULL
         )
-        directory = newest_run(folder, name) or directory  # a run that was killed in its first epoch has left one, too
+        directory = newest_run(place) or directory  # a run that was killed in its first epoch has left one, too
         done = read_history(directory / "history.csv")
     return done
 

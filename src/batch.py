@@ -9,7 +9,7 @@ class Batch(NamedTuple):
     """Carry one batch; data and model share this type and nothing else."""
 
     inputs: Tensor
-    """What enters the network at layer `entry`; (N, 3, H, W) images if `entry` is 0, uint8 until standardized."""
+    """What enters the network at layer `entry`; (N, 3, H, W) images if `entry` is 0, uint8 on the way."""
     labels: Tensor
     """Class numbers, int64, (N,)."""
     indices: Tensor

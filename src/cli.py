@@ -9,16 +9,16 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
-import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -45,8 +45,8 @@ from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
-from src.errors import UserError
-from src.files import replacing, user_path
+from src.errors import UserError, replace_unknown_characters, say
+from src.files import user_path
 from src.lean_loop import Unprofiled, skip_empty_hooks
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
@@ -66,18 +66,17 @@ from src.preflight import (
     check_whole_classes,
     make_folder,
 )
-from src.process import prepare_process, replace_unknown_letters
+from src.process import prepare_process
 from src.run_directory import (
-    CONFIG,
     RunLogger,
     RunOptions,
-    changes,
     find_checkpoint,
     last_if_any,
+    run_meant,
     run_name,
     run_of,
-    settings,
 )
+from src.run_settings import SaveConfig
 from src.saved_training import SavedTraining
 
 CallbackKind = TypeVar("CallbackKind", bound=Callback)
@@ -109,50 +108,6 @@ class ThawParser(LightningArgumentParser):
         if not self.exit_on_error:  # a class's own parser: whoever called it adds where this happened
             super().error(message, ex)
         raise hidden_error(ex) or UserError(plain(message, known_options(self))) from ex
-
-
-class SaveConfig(SaveConfigCallback):
-    """Write the resolved configuration of a training, and show it in TensorBoard's HParams tab."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        config = config.clone()
-        config.ckpt_path = None  # who repeats the run with this file wants a new one
-        super().__init__(parser, config, **kwargs)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or self.already_saved:
-            return
-        self._hold(trainer)
-        path = Path(trainer.log_dir or ".") / CONFIG  # asks all processes
-        before = _content(path) if trainer.is_global_zero else None
-        if before is not None:  # of the run that goes on; what it once started from stays so
-            self.config.run.warm_start = settings(before).get("run.warm_start")
-        with replacing(path) if trainer.is_global_zero else nullcontext(path) as temporary:
-            self.config_filename = temporary.name  # Lightning empties what it writes to, and fills it some time later
-            super().setup(trainer, pl_module, stage)
-        if before is not None:
-            for change in changes(before, _content(path) or {}):
-                print(f"goes on with {change}", flush=True)
-
-    def _hold(self, trainer: Trainer) -> None:
-        """Keep other trainings out; if one is there all processes end, lest they wait for the first in vain."""
-        refusal = None
-        if trainer.is_global_zero:
-            assert isinstance(trainer.logger, RunLogger)
-            try:
-                trainer.logger.hold()
-            except UserError as error:
-                refusal = str(error)
-        refusal = trainer.strategy.broadcast(refusal)
-        if refusal is not None:
-            raise UserError(refusal) if trainer.is_global_zero else SystemExit(1)  # one line for all of them
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config))
-        shown = {room: config.get(room) for room in ("model", "data", "unfreezing", "feature_cache", "seed_everything")}
-        shown["trainer"] = {key: config["trainer"].get(key) for key in ("max_epochs", "precision", "devices")}
-        assert isinstance(trainer.logger, RunLogger)
-        trainer.logger.log_hyperparams(shown)
 
 
 class ThawCLI(LightningCLI):
@@ -191,13 +146,15 @@ class ThawCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.options = RunOptions(**config.run)
         self.options.root = str(user_path(self.options.root))  # as Lightning's logger does
-        self.name = run_name(self.options, [Path(str(path)) for path in config.config or [] if path is not None])
+        configs = [Path(str(path)) for path in config.config or [] if path is not None]
+        self.name = run_name(self.options, configs)
         wanted = config.ckpt_path or (None if self.subcommand == "fit" else "best")
-        place = Path(self.options.root), self.name
+        place = Path(self.options.root) / self.name
+        run = run_meant(place, configs)
         if wanted == "last_if_any" and self.subcommand == "fit":
-            self.checkpoint = last_if_any(*place)
+            self.checkpoint = last_if_any(run)
         else:
-            self.checkpoint = find_checkpoint(str(wanted), *place) if wanted else None
+            self.checkpoint = find_checkpoint(str(wanted), run, place) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
         self.saved = None if self.checkpoint is None else SavedTraining.read(self.checkpoint)
         if self.saved is None:
@@ -206,7 +163,7 @@ class ThawCLI(LightningCLI):
             config.data.source.init_args.classes = self.saved.classes
         if self.options.warm_start is not None and self.subcommand == "fit" and self.checkpoint is None:
             # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
-            warm_start = str(find_checkpoint(self.options.warm_start, *place, "--run.warm_start"))
+            warm_start = str(find_checkpoint(self.options.warm_start, run, place, "--run.warm_start"))
             self.options.warm_start = config.run.warm_start = warm_start
 
     def instantiate_classes(self) -> None:
@@ -230,8 +187,12 @@ class ThawCLI(LightningCLI):
             check_int8(device)
         if saved is not None:
             self._check_weights(saved)
+        elif self.options.warm_start is None:
+            self.model.load_pretrained()  # before images are looked for, which may take longer
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
+        if self.subcommand in ("test", "predict"):
+            self.datamodule.require("test" if self.subcommand == "test" else self.datamodule.predicted)
         judged = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"]}.get(str(self.subcommand), [])
         if not self.config_init[self.subcommand].trainer.fast_dev_run:
             check_whole_classes(self.datamodule, self.trainer, judged)
@@ -268,8 +229,8 @@ class ThawCLI(LightningCLI):
             self.datamodule.load_state_dict(saved.data)
         elif self.datamodule.standardize == "weights":  # there is nothing but the weights to tell what they expect
             expected_input(self.model.weights, self.model.hparams["weights_input"])
+        saved.check_size(self.datamodule.source.image_size, self.model.image_size)  # on which the head depends
         saved.check_network(self.model.state_dict())
-        saved.check_size(self.datamodule.source.image_size, self.model.image_size)
 
     def _check_continuation(self, saved: SavedTraining) -> None:
         """Refuse to go on with other images or batches, or where nothing is left to train."""
@@ -278,6 +239,7 @@ class ThawCLI(LightningCLI):
         stay = config.feature_cache.views is not None
         saved.check_data(self.datamodule.identity(self.trainer.world_size, stay))
         if not config.trainer.fast_dev_run:
+            self._check_place(saved.path)
             saved.check_end(self.trainer.max_epochs)
             self._announce_replaced(saved.path, saved.content["epoch"])
         saved.check_time(self._added(Timer))
@@ -296,12 +258,12 @@ class ThawCLI(LightningCLI):
             )
 
     def _check_place(self, checkpoint: Path) -> None:
-        """Find out whether results of a checkpoint can be kept where they belong: in its run, if it has one."""
+        """Find out whether what comes of a checkpoint can be kept where it belongs: in its run, if it has one."""
         run = run_of(checkpoint)
         if run is not None and not os.access(run, os.W_OK):
             raise UserError(
-                f"results of '{checkpoint}' belong to its run, and '{run}' cannot be written to: copy the checkpoint "
-                "elsewhere, and give the copy as --ckpt_path."
+                f"what comes of '{checkpoint}' belongs to its run, and '{run}' cannot be written to: copy the "
+                "checkpoint elsewhere, and give the copy as --ckpt_path."
             )
         if run is None and isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")
@@ -349,17 +311,15 @@ class ThawCLI(LightningCLI):
         config.unfreezing.check_end(trainer.max_epochs if limited else -1)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
-        early = self.trainer.val_check_interval != 1.0 or self.trainer.check_val_every_n_epoch != 1
-        always = self.trainer.check_val_every_n_epoch == 1
-        check_monitors(_listed(trainer.callbacks), bool(self.trainer.limit_val_batches), early, always)
+        check_monitors(_listed(trainer.callbacks), self.trainer)
         check_batches(self.datamodule, self.trainer, self.options.test_after_fit)
-        rate, rates = self._make_optimizer().defaults["lr"], config.unfreezing.stage_rates
+        rate, rates = self._make_optimizer().defaults["lr"], config.unfreezing.learning_rates.from_epoch
         if rates.get(0, rate) != rate:
             rank_zero_only(print)(
                 f"the optimizer's rate of {rate:g} is not used: unfreezing.rates has {rates[0]:g} from epoch 0 on"
             )
-        if self.checkpoint is None:  # its weights would replace whatever the network starts with
-            self._load_weights()
+        if self.checkpoint is None and self.options.warm_start is not None:
+            self._warm_start(self.options.warm_start)
         cache = config.feature_cache
         if cache.views is not None and cache.folder is not None and not trainer.fast_dev_run:
             make_folder(cache.folder, "features", "--feature_cache.folder")
@@ -372,19 +332,17 @@ class ThawCLI(LightningCLI):
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"model.optimizer cannot be made: {str(error).rstrip('.')}.") from error
 
-    def _load_weights(self) -> None:
-        if self.options.warm_start is None:
-            self.model.load_pretrained()
-        else:
-            saved = SavedTraining.read(Path(self.options.warm_start))
-            saved.check_network(self.model.state_dict(), anew=True)
-            self.model.load_state_dict(saved.content["state_dict"])
-            self.datamodule.expect(saved.data)
-            self._say_if_seen(saved)
+    def _warm_start(self, checkpoint: str) -> None:
+        saved = SavedTraining.read(Path(checkpoint))
+        saved.check_network(self.model.state_dict(), anew=True)
+        self.model.load_state_dict(saved.content["state_dict"])
+        self.datamodule.expect(saved.data)
+        self._say_if_seen(saved)
 
     def after_fit(self) -> None:
         if self.config_init[self.subcommand].trainer.fast_dev_run:
             return
+        reasons = self._why_it_stopped()  # before a test loads what callbacks knew when the best checkpoint was saved
         best = next(c for c in self.trainer_defaults["callbacks"] if isinstance(c, ModelCheckpoint))
         metrics = {"val/acc": float(best.best_model_score)} if best.best_model_score is not None else {}
         if self.options.test_after_fit and "test" in self.datamodule.datasets and best.best_model_path:
@@ -392,15 +350,22 @@ class ThawCLI(LightningCLI):
                 metrics |= found
         if self.trainer.is_global_zero:
             assert isinstance(self.trainer.logger, RunLogger)
-            for early in self._added(EarlyStopping):
-                if early.stopping_reason_message:
-                    print(f"stopped early: {early.stopping_reason_message}")
+            for reason in reasons:
+                print(f"stopped early: {reason}")
             if not best.best_model_path:
                 print("no epoch was validated, so there is no best checkpoint, and no test")
             elif self.options.test_after_fit and "test" not in self.datamodule.datasets:
                 print("there are no test images, so there is no test; validate reports on the validation images")
             self.trainer.logger.log_final(metrics)
             self._report(metrics)
+
+    def _why_it_stopped(self) -> list[str]:
+        if not self.trainer.should_stop:  # what callbacks know may be of an end that the training was continued from
+            return []
+        reasons = [early.stopping_reason_message for early in self._added(EarlyStopping)]
+        if any((timer.time_remaining() or 0.0) < 0.0 for timer in self._added(Timer)):
+            reasons.append("the time of trainer.max_time was over")
+        return [reason for reason in reasons if reason]
 
     def after_validate(self) -> None:
         if self.trainer.is_global_zero:
@@ -431,15 +396,6 @@ def _expected_or_unknown(weights: str | None, weights_input: str | None) -> Inpu
         return expected_input(weights, weights_input)
     except UserError:
         return InputScale((math.nan,) * 3, (math.nan,) * 3)
-
-
-def _content(path: Path) -> dict[str, Any] | None:
-    """Read a run's configuration; None where there is none, or nothing that can be read."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _progress_bars(config: Namespace) -> list[Callback]:
@@ -481,7 +437,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     prepare_process()
-    replace_unknown_letters()
+    replace_unknown_characters()
     for advice in _UNWANTED_ADVICE:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):
@@ -489,23 +445,24 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what --trainer.profiler was asked for
     try:
         _check_order(args)
-        ThawCLI(
-            TransferClassifier,
-            ImageDataModule,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={
-                "devices": 1,  # with all of a machine's GPUs the same recipe would make other steps
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-            },
-            seed_everything_default=777,
-            parser_class=ThawParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
+        with _threads_that_tell_once():
+            ThawCLI(
+                TransferClassifier,
+                ImageDataModule,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={
+                    "devices": 1,  # with all of a machine's GPUs the same recipe would make other steps
+                    "enable_model_summary": False,
+                    "use_distributed_sampler": False,
+                    "num_sanity_val_steps": 0,
+                },
+                seed_everything_default=777,
+                parser_class=ThawParser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+            )
     except (UserError, MisconfigurationException, ModuleNotFoundError, OSError, torch.OutOfMemoryError) as error:
         text = _user_message(error)
         if text is None:
@@ -514,7 +471,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except Stopped as stopped:
         if stopped.exit_code:
-            print(stopped, file=sys.stderr)
+            say(str(stopped), sys.stderr)
         raise SystemExit(stopped.exit_code) from None
     # Outside of the steps of a training, where nothing is to be saved:
     except SIGTERMException:
@@ -525,6 +482,22 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes it an ordinary end, with code 1
             _leave(signal.SIGINT)
         raise
+
+
+@contextmanager
+def _threads_that_tell_once() -> Iterator[None]:
+    """Have no thread print a traceback of what this process will tell in one line: TensorBoard hands its errors on."""
+    usual = threading.excepthook
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError) or _user_message(failure.exc_value) is None:
+            usual(failure)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 def _user_message(error: Exception) -> str | None:
@@ -547,7 +520,7 @@ def _user_message(error: Exception) -> str | None:
 
 
 def _leave(by: signal.Signals) -> NoReturn:
-    print(f"stopped by {by.name}", file=sys.stderr)
+    say(f"stopped by {by.name}", sys.stderr)
     raise SystemExit(128 + by) from None
 
 

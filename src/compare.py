@@ -24,8 +24,8 @@ from src.callbacks.history import Row, read_history
 from src.callbacks.predictions import REPORT
 from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
-from src.process import replace_unknown_letters
-from src.run_directory import CONFIG, run_at, settings
+from src.run_directory import CONFIG, run_at
+from src.run_settings import settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -239,7 +239,6 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=user_path, default=Path("runs/comparison"), help="folder to write to (%(default)s)"
     )
-    replace_unknown_letters()
     with told_in_one_line():
         options = parser.parse_args(args)
         groups = recipes(distinct(_asked(options.runs, options.output)))

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -29,8 +29,8 @@ def fetch(
     url: str,
     path: Path,
     *,
-    md5: str | None = None,
-    sha256_prefix: str | None = None,
+    algorithm: Literal["md5", "sha256"],
+    digest: str,
     offline_hint: str,
 ) -> Path:
     """Return `path`, downloading it from `url` unless it is there with the right checksum.
@@ -42,8 +42,8 @@ def fetch(
     Args:
         url: An http, https or file address.
         path: Where the file shall stand; parent folders are made.
-        md5: Expected MD5 as hexadecimal digits.
-        sha256_prefix: First hexadecimal digits of the expected SHA-256, as in the names of PyTorch's files.
+        algorithm: What the file's checksum is made with.
+        digest: The expected checksum, or as many of its first hexadecimal digits as are known.
         offline_hint: What works without a network; ends the message when there is none.
 
     Raises:
@@ -52,7 +52,7 @@ def fetch(
     """
     if _scheme(url) not in ("http", "https", "file"):
         raise UserError(f"cannot download {path.name}: {url!r} is no http, https or file URL; correct it")
-    download = _Download(url, path, _Checksum(md5, sha256_prefix), offline_hint)
+    download = _Download(url, path, algorithm, digest, offline_hint)
     if download.is_done():
         return path
     lock = path.with_name(path.name + ".lock")
@@ -76,26 +76,6 @@ def _scheme(url: str) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class _Checksum:
-    md5: str | None
-    sha256_prefix: str | None
-
-    @property
-    def known(self) -> bool:
-        return bool(self.md5 or self.sha256_prefix)
-
-    def fits(self, path: Path) -> bool:
-        return _digest_fits(path, "md5", self.md5) and _digest_fits(path, "sha256", self.sha256_prefix)
-
-
-def _digest_fits(path: Path, algorithm: str, expected: str | None) -> bool:
-    if not expected:
-        return True
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest().startswith(expected.lower())
-
-
 class _Interrupted(Exception):
     """The connection failed while data was arriving."""
 
@@ -104,7 +84,8 @@ class _Interrupted(Exception):
 class _Download:
     url: str
     path: Path
-    checksum: _Checksum
+    algorithm: str
+    digest: str
     offline_hint: str
 
     @property
@@ -112,12 +93,9 @@ class _Download:
         return self.path.with_name(self.path.name + ".part")
 
     def is_done(self) -> bool:
-        return self.path.is_file() and self.checksum.fits(self.path)
+        return self.path.is_file() and self._fits(self.path)
 
     def run(self) -> None:
-        if not self.checksum.known:
-            # Nothing could tell whether an older piece belongs to the same file.
-            self.part.unlink(missing_ok=True)
         for attempt in range(1, ATTEMPTS + 1):
             before = self._arrived()
             try:
@@ -129,7 +107,7 @@ class _Download:
                         f"the download of {self.url} was cut off ({error}) after {self._arrived():,} bytes, "
                         f"kept in {self.part}; run the same command again to continue"
                     ) from error
-        if not self.checksum.fits(self.part):
+        if not self._fits(self.part):
             size = self._arrived()
             self.part.unlink()
             raise UserError(
@@ -139,6 +117,10 @@ class _Download:
         with self.part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(self.part, self.path)
+
+    def _fits(self, path: Path) -> bool:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, self.algorithm).hexdigest().startswith(self.digest.lower())
 
     def _arrived(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
@@ -152,7 +134,7 @@ class _Download:
             error.close()
             if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
                 raise self._unreachable(f"the server answered {error.code} {error.reason}") from error
-            if not self.checksum.fits(self.part):
+            if not self._fits(self.part):
                 self._restart()
             return
         with response:

@@ -1,12 +1,14 @@
-"""The one exception that means "the user can fix this", and how a small command tells it."""
+"""The one exception that means "the user can fix this", and how a command tells it."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from io import TextIOWrapper
+from typing import Any, NoReturn, TextIO
 
 
 class UserError(Exception):
@@ -31,9 +33,26 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}. For example: {self.example}")
 
 
+def replace_unknown_characters() -> None:
+    """Print a question mark for what the terminal's encoding lacks, instead of ending with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print a line, and go on in silence if nobody reads any more: Ctrl-C also ends the `tee` of `… | tee log`."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())  # else Python would try once more when it ends
+
+
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
     """Print a UserError on standard error, and end the process with code 1; Ctrl-C ends it with 130."""
+    replace_unknown_characters()
     try:
         yield
     except UserError as error:

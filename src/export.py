@@ -5,7 +5,6 @@ Everything between an image's bytes and the probabilities is in the file: resizi
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from src.callbacks.checkpoints import BEST, FOLDER
 from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
-from src.process import replace_unknown_letters
 from src.run_directory import run_at
 from src.saved_training import SavedTraining
 
@@ -190,9 +188,8 @@ def main(args: Sequence[str] | None = None) -> None:
         "run", type=user_path, help="a run directory, a recipe's folder for its newest run, or a checkpoint"
     )
     parser.add_argument("--output", type=user_path, help="file to write (the checkpoint's name, ending in .onnx)")
-    replace_unknown_letters()
     with told_in_one_line():
-        options: argparse.Namespace = parser.parse_args(args)
+        options = parser.parse_args(args)
         _check_packages()
         checkpoint = checkpoint_at(options.run)
         path = options.output or checkpoint.with_suffix(SUFFIX)

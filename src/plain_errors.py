@@ -26,6 +26,21 @@ _REQUIRED = {
     "unfreezing.stages": "give a recipe, e.g. --config configs/last4.yaml",
     "data.source.root": "say where the images are, e.g. --data.source.init_args.root path/to/images",
 }
+LINKED = {
+    "data.seed": "it is the one of --seed_everything.",
+    "data.cuda_graphs": "it follows model.cuda_graphs.",
+    "data.weights_input": "it follows model.weights and model.weights_input.",
+    "model.num_classes": "it is the number of the data's classes.",
+    "model.image_size": "it is the data's: give data.source.init_args.image_size, or enlarge with data.input_size.",
+}
+"""Settings that follow from others, and what to do instead of giving them."""
+_NESTED = (
+    "--data.source.init_args.root",
+    "--data.source.init_args.image_size",
+    "--model.optimizer.init_args.lr",
+    "--model.optimizer.init_args.weight_decay",
+)
+"""Options of a class that is itself an option's value, which the parser does not list."""
 _TYPES = {"NoneType": ["null"], "bool": ["true", "false"], "dict": ["a mapping"], "list": ["a list"]}
 _COMMAND = r"(?:fit|validate|test|predict)"
 
@@ -67,14 +82,21 @@ def _unknown_option(match: re.Match[str], options: Options) -> str:
     word = match["word"].partition("=")[0]
     if not word.startswith("-"):
         return f"'{word}' belongs to no option: every value has its option in front of it, as in --model.hidden 128."
-    same_end = sorted(option for option in options if option.endswith(f".{word.lstrip('-')}"))
+    name = word.lstrip("-").rpartition(".")[2]
+    same_end = sorted(option for option in {*options, *_NESTED} if option.endswith(f".{name}"))
     hint = f"; did you mean {either(same_end)}?" if same_end else suggestion(word, options)
     return f"unknown option {word}{hint or f'. {HELP}'}"
 
 
 def _unknown_key(match: re.Match[str], options: Options) -> str:
-    known = {option.lstrip("-") for option in options}
-    return f"unknown key {match['key']} in a configuration file{suggestion(match['key'], known) or f'. {HELP}'}"
+    word, known = match["key"], {option.lstrip("-") for option in {*options, *_NESTED}}
+    same_end = sorted(option for option in known if option.endswith(f".{word.rpartition('.')[2]}"))
+    hint = f"; did you mean {either(same_end)}?" if same_end else suggestion(word, known)
+    return f"unknown key {word} in a configuration file{hint or f'. {HELP}'}"
+
+
+def _linked(match: re.Match[str], options: Options) -> str:
+    return f"{match['key']} cannot be set: {LINKED.get(match['key']) or 'it follows from other options.'}"
 
 
 def _unknown_command(match: re.Match[str], options: Options) -> str:
@@ -104,16 +126,6 @@ def _no_config(match: re.Match[str], options: Options) -> str:
     return f"no configuration file '{shown}'; " + (f"there are {', '.join(there)}." if there else "give a YAML file.")
 
 
-def _bad_yaml(match: re.Match[str], options: Options) -> str:
-    where = re.findall(r"line \d+, column \d+", match["what"])
-    words = re.sub(r",? ?in \"<[^>]*>\", line \d+, column \d+:?|\(<[^>]*>\)", "", match["what"]).strip()
-    return f"a configuration file is not valid YAML{f' at {where[-1]}' if where else ''}: {words}."
-
-
-def _bad_config(match: re.Match[str], options: Options) -> str:
-    return f"a configuration file holds '{_short(match['what'])}': expected lines of the form 'option: value'."
-
-
 def _bad_value(match: re.Match[str], options: Options) -> str:
     return _explain(match["key"], match["rest"])
 
@@ -128,6 +140,8 @@ def _explain(key: str, rest: str) -> str:
     if inner := re.search(r"(?:Option|Key) '(?P<name>[^']*)' is not (?:accepted|expected)", rest):
         owner = re.search(r"class_path[ =]'(?:[^']*\.)?([^'.]*)'", rest)
         what, which = (f": {owner[1]} has no such option", f" {owner[1]}") if owner else ("", "")
+        if owner and owner[1] == "CIFAR10":
+            what += " (for images of your own add --config configs/with/folder.yaml)"
         return f"unknown option {key}.{inner['name']}{what}. See: python -m src.cli fit --{key}.help{which}"
     if inner := re.search(r"the following arguments are required: (?P<keys>[\w., ]*\w)", rest):
         return _say_missing([f"{key}.{name}" for name in inner["keys"].split(", ")])
@@ -166,7 +180,7 @@ def _short(text: str, limit: int = 60) -> str:
 def _no_gpu(match: re.Match[str], options: Options) -> str:
     return (
         "trainer.accelerator asks for a GPU, but torch finds none here: leave out configs/with/gpu.yaml, "
-        "or give --trainer.accelerator cpu --trainer.precision 32-true."
+        "or give --trainer.accelerator cpu --trainer.precision 32-true --model.cuda_graphs false."
     )
 
 
@@ -187,14 +201,13 @@ _RULES: list[tuple[str, Callable[[re.Match[str], Options], str]]] = [
     (r'^Parser key "(?:config|cfg)": .*?(?:does not exist|not a file|not readable): \'?(?P<path>[^\']*)', _no_config),
     (r'^Parser key "(?P<key>[^"]*)": (?P<rest>.*)$', _bad_value),
     (r"unrecognized arguments: (?P<word>\S+)", _unknown_option),
+    (r'^Linked "(?P<key>[^"]*)" must be given via', _linked),
     (r"(?:Subcommand|Group) '\w+' does not accept (?:option|nested key) '(?P<key>[^']*)'", _unknown_key),
     (rf"^(?:Option|Key) '(?:{_COMMAND}\.)?(?P<key>[^']*)' is not (?:accepted|expected)", _unknown_key),
     (r"invalid choice: '(?P<word>[^']*)'.*? \(choose from (?P<choices>[^)]*)\)", _unknown_command),
     (r"^argument (?P<option>\S+): expected (?:one|at least one|\d+) argument", _no_word),
     (r"the following arguments are required: (?P<keys>.*)$", _missing),
     (r"^Key \"(?P<keys>[^\"]*)\" is required", _missing),
-    (r"^Problems parsing config: (?P<what>.*)$", _bad_yaml),
-    (r"^Unexpected config: (?P<what>.*)$", _bad_config),
     (r"No supported gpu backend found|`(?:CUDA|MPS)Accelerator` can not run on your system", _no_gpu),
     (
         r"invalid \w+ name: `(?P<key>\w+)='?(?P<value>.*?)'?`\..*?(?:Available names are|Example choices): "

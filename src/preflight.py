@@ -38,6 +38,7 @@ from src.data.datamodule import ImageDataModule
 from src.data.sampling import taken_batches
 from src.errors import UserError
 from src.model import int8
+from src.plain_errors import LINKED
 
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1")
 _UNFIT: dict[type[Callback], str] = {
@@ -104,6 +105,8 @@ def _check_sections(path: Path, content: Mapping[Any, Any]) -> None:
                     f"'{path}' has {key} where an option's name should be: mind the indentation, as in "
                     "'unfreezing:', and below it, two spaces further right, 'stages: {0: 4}'."
                 )
+            if f"{name}.{key}" in LINKED:  # the parser would take it, and then forget it
+                raise UserError(f"'{path}' sets {name}.{key}, which cannot be set: {LINKED[f'{name}.{key}']}")
         if section is None and name in _SECTIONS:
             raise UserError(f"'{path}' has nothing below '{name}:': give it options, or leave it out.")
 
@@ -152,21 +155,21 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError("ModelCheckpoint's save_last would write last.ckpt, which every run has: leave it out.")
 
 
-def check_monitors(callbacks: Sequence[Callback], validates: bool, early: bool, always: bool = True) -> None:
+def check_monitors(callbacks: Sequence[Callback], trainer: Trainer) -> None:
     """Refuse to stop early, or to keep a checkpoint, by a metric that does not exist, or by its wrong end.
 
     Lightning finds out about the first in training, and not about the second.
 
     Args:
         callbacks: Those that the user added.
-        validates: Whether there is a validation.
-        early: Whether it comes within an epoch, or not in each: Lightning's callbacks then look when it ends, and there
-            is nothing yet of the epoch's training.
-        always: Whether each epoch has a validation.
+        trainer: What says when there is a validation.
     """
+    always = trainer.check_val_every_n_epoch == 1
+    # Lightning's callbacks then look when a validation ends, and there is nothing yet of the epoch's training.
+    early = trainer.val_check_interval != 1.0 or not always
     of_libraries = all(type(callback).__module__.startswith(("lightning.", "src.")) for callback in callbacks)
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and callback.strict:
+        if isinstance(callback, EarlyStopping):
             option, looks_late = "check", callback._check_on_train_epoch_end
         elif isinstance(callback, ModelCheckpoint) and callback.monitor not in (None, "epoch", "step"):
             option, looks_late = "save", callback._save_on_train_epoch_end
@@ -174,19 +177,20 @@ def check_monitors(callbacks: Sequence[Callback], validates: bool, early: bool, 
             continue
         monitor = str(callback.monitor)
         said = f"{type(callback).__name__}'s monitor is '{monitor}'"
-        if monitor not in METRICS and of_libraries:  # the user's own may log metrics that nobody knows here
+        strict = getattr(callback, "strict", True)  # else early stopping waits for a metric that may come
+        if monitor not in METRICS and of_libraries and strict:  # the user's own may log metrics that nobody knows here
             raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
-        if monitor.startswith("val/") and not validates:
+        if monitor.startswith("val/") and not trainer.limit_val_batches and strict:
             raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")
         better = "min" if monitor.endswith("/loss") else "max"
         if monitor in METRICS and callback.mode != better:
             raise UserError(f"{said}, and its mode '{callback.mode}' takes the worst for the best: give mode {better}.")
-        if monitor.startswith("val/") and isinstance(callback, EarlyStopping) and looks_late and not always:
+        if monitor.startswith("val/") and isinstance(callback, EarlyStopping) and looks_late and not always and strict:
             raise UserError(
                 f"{said}, and it looks at the end of every epoch, though not each has a validation: leave out the "
                 "callback's check_on_train_epoch_end, or give --trainer.check_val_every_n_epoch 1."
             )
-        if monitor.startswith("train/") and early and not looks_late:
+        if monitor.startswith("train/") and early and not looks_late and strict:
             raise UserError(
                 f"{said}, known when an epoch ends, and it looks when a validation does: give val/loss, val/acc or "
                 f"val/f1, or the callback's {option}_on_train_epoch_end: true."
@@ -251,10 +255,7 @@ def check_graphs(device: torch.device) -> None:
     """Refuse to record CUDA graphs where there is no GPU.
 
     Args:
-        device: What the network will run on.
-
-    Raises:
-        UserError: It is none.
+        device: Where the network runs.
     """
     if device.type != "cuda":
         raise UserError(

@@ -1,11 +1,10 @@
-"""Cores and memory of this process, what it does with the smallest numbers, and with letters that a terminal lacks."""
+"""Cores and memory of this process, and what it does with the smallest numbers."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from io import TextIOWrapper
 
 import torch
 
@@ -30,13 +29,6 @@ def prepare_process() -> None:
 def cores() -> int:
     """Count the processor cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def replace_unknown_letters() -> None:
-    """Print a question mark for what the terminal's encoding lacks, instead of ending with an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _keep_freed_memory() -> None:

@@ -93,8 +93,10 @@ def capture(work: Callable[[], R]) -> tuple[Callable[[], None], R]:
     try:
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = work()
-    except RuntimeError as error:  # of ending a recording that something else has ended
-        raise (error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error) from None
+    except RuntimeError as error:
+        if isinstance(error.__context__, torch.OutOfMemoryError):  # which ended the recording before it could be ended
+            raise error.__context__ from None
+        raise
     torch.clear_autocast_cache()
     return graph.replay, result
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,31 +136,6 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
-def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Flatten a configuration: `data.batch_size` and what it was set to, and so on.
-
-    Args:
-        config: As config.yaml has it.
-        above: What its keys belong to, with a dot at its end.
-    """
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = above if key == "init_args" else f"{above}{key}."
-        if isinstance(value, dict) and value and all(isinstance(each, str) for each in value):
-            found |= settings(value, name)
-        else:
-            found[name.removesuffix(".").removesuffix(".class_path")] = value
-    return found
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say what differs between two configurations, setting by setting."""
-    old, new = settings(before), settings(now)
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    was = {name: json.dumps(old[name]) if name in old else "not set" for name in names}
-    return [f"{name} {json.dumps(new.get(name))}, which was {was[name]}" for name in names]
-
-
 def run_name(options: RunOptions, configs: Sequence[Path]) -> str:
     """Name the run: as told, or after the first configuration file (`runs/<name>/version_<n>/config.yaml`: `<name>`).
 
@@ -178,28 +152,41 @@ def run_name(options: RunOptions, configs: Sequence[Path]) -> str:
     return folder.parent.name if folder.name.startswith(_VERSION) else first.stem
 
 
-def newest_run(root: Path, name: str) -> Path | None:
+def run_meant(place: Path, configs: Sequence[Path]) -> Path | None:
+    """Find the run whose config.yaml is the first configuration file, else the newest one; None where there is none.
+
+    Args:
+        place: The folder of the runs of this name.
+        configs: Configuration files in their order.
+    """
+    own = configs[0].absolute().parent if configs else None
+    if own is not None and own.name.startswith(_VERSION) and own.parent.resolve() == place.resolve():
+        return own
+    return newest_run(place)
+
+
+def newest_run(place: Path) -> Path | None:
     """Find the directory of a training with the highest version, None where there is none.
 
     A test of somebody else's checkpoint has a directory too, but no configuration in it.
     """
-    found = (path.parent for path in (root / name).glob(f"{_VERSION}*/{CONFIG}"))
+    found = (path.parent for path in place.glob(f"{_VERSION}*/{CONFIG}"))
     versions = [path for path in found if path.name.removeprefix(_VERSION).isdigit()]
     return max(versions, key=lambda path: int(path.name.removeprefix(_VERSION)), default=None)
 
 
 def run_at(path: Path) -> Path | None:
     """Find the run that a folder is, or the newest one of a recipe's folder; None if it is neither."""
-    return path if (path / CONFIG).is_file() else newest_run(path.parent, path.name)
+    return path if (path / CONFIG).is_file() else newest_run(path)
 
 
-def find_checkpoint(wanted: str, root: Path, name: str, option: str = "--ckpt_path") -> Path:
+def find_checkpoint(wanted: str, run: Path | None, place: Path, option: str = "--ckpt_path") -> Path:
     """Turn `best`, `last` or a path into the path of a checkpoint that exists.
 
     Args:
         wanted: What was given.
-        root: Folder of all runs.
-        name: Name of the run's folder.
+        run: The run that is meant.
+        place: Where runs of this name are, for the message.
         option: Where it was given, for the message.
 
     Raises:
@@ -210,18 +197,16 @@ def find_checkpoint(wanted: str, root: Path, name: str, option: str = "--ckpt_pa
         if not path.is_file():
             raise UserError(f"no checkpoint '{path}'. Give a file, or 'best' or 'last' for the newest run.")
         return path
-    run = newest_run(root, name)
     if run is None:
-        raise UserError(f"no run in '{root / name}', so no '{wanted}' checkpoint. Start one with: fit --config …")
+        raise UserError(f"no run in '{place}', so no '{wanted}' checkpoint. Start one with: fit --config …")
     path = run / FOLDER / (BEST if wanted == "best" else LAST)
     if not path.is_file():
-        raise UserError(f"the newest run has no '{path}'. Give the path of another run's checkpoint as {option}.")
+        raise UserError(f"the run has no '{path}'. Give the path of another run's checkpoint as {option}.")
     return path
 
 
-def last_if_any(root: Path, name: str) -> Path | None:
-    """Find the last checkpoint of the newest run; None if there is no run, or if it was killed before its first."""
-    run = newest_run(root, name)
+def last_if_any(run: Path | None) -> Path | None:
+    """Find the last checkpoint of a run; None if there is no run, or if it was killed before its first."""
     path = run and run / FOLDER / LAST
     return path if path and path.is_file() else None
 

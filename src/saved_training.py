@@ -67,7 +67,7 @@ class SavedTraining:
         return self.data["classes"]
 
     def check_network(self, wanted: Mapping[str, Tensor], anew: bool = False) -> None:
-        """Refuse a checkpoint of another network.
+        """Refuse a checkpoint of another network, or one whose weights are infinite or no numbers.
 
         Args:
             wanted: The network's own state dict.

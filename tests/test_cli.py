@@ -333,6 +333,13 @@ def test_validate_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> N
     assert sum(right) / 15 == pytest.approx(report["accuracy"])
 
 
+def test_a_runs_own_configuration_means_that_run(borrowed: Run) -> None:
+    shutil.copytree(borrowed.directory, borrowed.directory.with_name("version_2"))
+    execute("validate", "--config", str(borrowed.directory / "config.yaml"))
+    reports = [path.parent.name for path in borrowed.root.glob("*/*/val_report.json")]
+    assert reports == ["version_1"]
+
+
 def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
     _, files = evaluate(borrowed, "predict")
     assert files == {"predictions.csv"}
@@ -468,8 +475,8 @@ def test_images_of_another_size_than_in_training_are_refused(
     checkpoint = str(borrowed.directory / "checkpoints" / "last.ckpt")
     words = sample("--run.root", str(borrowed.root), "--ckpt_path", checkpoint, "--trainer.max_epochs", "3")
     with pytest.raises(SystemExit):
-        execute(command, *words, "--data.input_size", "48")
-    assert "was trained on images of 32 pixels, and these have 32 pixels, enlarged to 48" in capsys.readouterr().err
+        execute(command, *words, "--data.input_size", "64")  # with another head
+    assert "was trained on images of 32 pixels, and these have 32 pixels, enlarged to 64" in capsys.readouterr().err
 
 
 def test_a_network_of_which_nothing_is_left_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -741,14 +748,14 @@ def test_resuming_from_weights_alone_is_refused(borrowed: Run, capsys: pytest.Ca
     assert "holds weights only" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["fit --ckpt_path last --trainer.max_epochs 3", "validate", "test", "predict"])
 def test_a_run_that_cannot_be_written_to_is_named(
     borrowed: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "version_1" and access(path, mode))
     with pytest.raises(SystemExit) as stopped:
-        execute(command, *sample("--run.root", str(borrowed.root)))
+        execute(*command.split(), *sample("--run.root", str(borrowed.root)))
     assert stopped.value.code == 1
     assert re.search(r"version_1' cannot be written to: copy the checkpoint", capsys.readouterr().err)
 
@@ -946,8 +953,12 @@ def test_resuming_from_the_best_checkpoint_keeps_its_epochs_measures(tmp_path: P
     assert "val/acc" in before[1]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("best_f1", marks=pytest.mark.slow), "{epoch}-{val/f1:.3f}"],  # the second makes a folder
+)
 def test_a_checkpoint_callback_of_ones_own_goes_on_with_its_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Though a run's folder is given from here at first, and in full when it goes on."""
     monkeypatch.chdir(tmp_path)
@@ -957,14 +968,14 @@ def test_a_checkpoint_callback_of_ones_own_goes_on_with_its_best(
         "--trainer.callbacks.monitor",
         "val/f1",
     ]
-    words += ["--trainer.callbacks.mode", "max", "--trainer.callbacks.filename", "best_f1", "--trainer.max_epochs"]
+    words += ["--trainer.callbacks.mode", "max", "--trainer.callbacks.filename", name, "--trainer.max_epochs"]
     execute("fit", *words, "1")
     execute("fit", *words, "2", "--ckpt_path", "last")
     run = Path("runs/head/version_0")
-    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["best.ckpt", "best_f1.ckpt", "last.ckpt"]
+    assert len(list((run / "checkpoints").rglob("*.ckpt"))) == 3
     scores = [row["val/f1"] for row in read_history(run / "history.csv")]
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    kept = [state for state in last["callbacks"].values() if "best_f1" in str(state.get("best_model_path"))]
+    kept = [state for state in last["callbacks"].values() if state.get("monitor") == "val/f1"]
     assert [float(state["best_model_score"]) for state in kept] == [pytest.approx(max(scores))]
 
 
@@ -984,11 +995,23 @@ def test_a_run_whose_history_was_changed_says_so_instead_of_going_on(
         history.write_text(whole)
 
 
-def test_stopping_early_is_told(tmp_path: Path) -> None:
+def test_stopping_early_is_told_and_only_then(tmp_path: Path) -> None:
+    """Though the test after it loads a checkpoint from before, and a training that goes on one from after it."""
     stop = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor val/loss"
-    stop += " --trainer.callbacks.stopping_threshold 1000"
-    printed = execute("fit", *sample("--run.root", str(tmp_path), "--run.test_after_fit", "false"), *stop.split())
-    assert re.search(r"^stopped early: .*threshold", printed, re.M)
+    stop += " --trainer.callbacks.patience 1 --trainer.callbacks.min_delta"
+    words = sample("--run.root", str(tmp_path), *stop.split())
+    printed = execute("fit", *words, "10", "--trainer.max_epochs", "5")
+    assert re.search(r"^stopped early: .*did not improve", printed, re.M)
+    assert "test/acc" in printed
+    printed = execute("fit", *words, "-10", "--trainer.max_epochs", "3", "--ckpt_path", "last")
+    assert "epoch   2" in printed
+    assert "stopped early" not in printed
+
+
+def test_the_end_of_the_time_is_told(tmp_path: Path) -> None:
+    limit = ["--trainer.max_time", "00:00:00:01", "--trainer.max_epochs", "-1", "--run.test_after_fit", "false"]
+    printed = execute("fit", *sample("--run.root", str(tmp_path), *limit))
+    assert "\nstopped early: the time of trainer.max_time was over\n" in printed
 
 
 def test_validating_on_another_split_says_that_it_may_have_been_trained_on(borrowed: Run) -> None:

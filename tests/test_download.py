@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server import Server, serving
@@ -25,8 +26,8 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def get(server: Server, path: Path, md5: str | None = MD5) -> Path:
-    return fetch(server.url, path, md5=md5, offline_hint="use the sample")
+def get(server: Server, path: Path) -> Path:
+    return fetch(server.url, path, algorithm="md5", digest=MD5, offline_hint="use the sample")
 
 
 def part_of(path: Path) -> Path:
@@ -44,15 +45,15 @@ def test_file_with_the_right_checksum_is_not_asked_for(server: Server, tmp_path:
     path = tmp_path / "file.bin"
     path.write_bytes(CONTENT)
     get(server, path)
-    fetch(server.url, path, sha256_prefix=SHA256[:8], offline_hint="")
+    fetch(server.url, path, algorithm="sha256", digest=SHA256[:8], offline_hint="")
     assert server.ranges_asked == []
 
 
-@pytest.mark.parametrize("checksum", [{"md5": MD5}, {"sha256_prefix": SHA256[:8].upper()}])
-def test_file_with_a_wrong_checksum_is_replaced(server: Server, tmp_path: Path, checksum: dict[str, str]) -> None:
+@pytest.mark.parametrize(("algorithm", "digest"), [("md5", MD5), ("sha256", SHA256[:8].upper())])
+def test_file_with_a_wrong_checksum_is_replaced(server: Server, tmp_path: Path, algorithm: Any, digest: str) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"damaged")
-    fetch(server.url, path, **checksum, offline_hint="")
+    fetch(server.url, path, algorithm=algorithm, digest=digest, offline_hint="")
     assert path.read_bytes() == CONTENT
 
 
@@ -110,13 +111,6 @@ def test_whole_piece_is_only_renamed(server: Server, tmp_path: Path) -> None:
     assert len(server.ranges_asked) == 1
 
 
-def test_old_piece_is_not_trusted_without_a_checksum(server: Server, tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    part_of(path).write_bytes(b"x" * 1000)
-    get(server, path, md5=None)
-    assert path.read_bytes() == CONTENT
-
-
 def test_wrong_checksum_is_refused_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:-1] + b"!"
     path = tmp_path / "file.bin"
@@ -140,7 +134,7 @@ def test_no_server_names_path_url_and_what_works_offline(tmp_path: Path, monkeyp
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/file.bin"
     path = tmp_path / "file.bin"
     with pytest.raises(UserError) as refusal:
-        fetch(url, path, md5=MD5, offline_hint="use the sample")
+        fetch(url, path, algorithm="md5", digest=MD5, offline_hint="use the sample")
     message = str(refusal.value)
     assert "\n" not in message
     assert all(part in message for part in (str(path), url, "refused", "use the sample"))
@@ -153,7 +147,7 @@ def test_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file.bin"
         with pytest.raises(UserError, match="no answer within"):
-            fetch(url, tmp_path / "file.bin", offline_hint="")
+            fetch(url, tmp_path / "file.bin", algorithm="md5", digest=MD5, offline_hint="")
 
 
 def test_server_that_stalls_in_the_middle_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +158,7 @@ def test_server_that_stalls_in_the_middle_is_given_up(tmp_path: Path, monkeypatc
         head = threading.Thread(target=_answer_half, args=(stalling,))
         head.start()
         with pytest.raises(UserError):
-            fetch(f"http://127.0.0.1:{stalling.getsockname()[1]}/", path, md5=MD5, offline_hint="")
+            fetch(f"http://127.0.0.1:{stalling.getsockname()[1]}/", path, algorithm="md5", digest=MD5, offline_hint="")
         head.join()
     assert part_of(path).read_bytes() == b"half"
 
@@ -188,19 +182,20 @@ def test_refusal_by_the_server_is_told(server: Server, tmp_path: Path) -> None:
 def test_file_url_is_copied(tmp_path: Path) -> None:
     original = tmp_path / "original.bin"
     original.write_bytes(CONTENT)
-    path = fetch(original.as_uri(), tmp_path / "file.bin", md5=MD5, offline_hint="")
+    path = fetch(original.as_uri(), tmp_path / "file.bin", algorithm="md5", digest=MD5, offline_hint="")
     assert path.read_bytes() == CONTENT
     with pytest.raises(UserError, match=r"missing\.bin cannot be had"):
-        fetch((tmp_path / "missing.bin").as_uri(), tmp_path / "other.bin", offline_hint="")
+        fetch((tmp_path / "missing.bin").as_uri(), tmp_path / "other.bin", algorithm="md5", digest=MD5, offline_hint="")
 
 
 @pytest.mark.parametrize("url", ["file.bin", "ftp://127.0.0.1/file.bin"])
 def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no http, https or file URL"):
-        fetch(url, tmp_path / "file.bin", offline_hint="")
+        fetch(url, tmp_path / "file.bin", algorithm="md5", digest=MD5, offline_hint="")
 
 
 def test_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be")
+    path = tmp_path / "taken" / "file.bin"
     with pytest.raises(UserError, match="cannot write"):
-        fetch((tmp_path / "taken").as_uri(), tmp_path / "taken" / "file.bin", offline_hint="")
+        fetch((tmp_path / "taken").as_uri(), path, algorithm="md5", digest=MD5, offline_hint="")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +24,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from support import REPOSITORY, Lacking, run
 
-from src.cli import main
+from src.cli import _threads_that_tell_once, main
 from src.data.datamodule import ImageDataModule
-from src.errors import UserError
+from src.errors import UserError, replace_unknown_characters, say
 from src.model.classifier import TransferClassifier
 from src.plain_errors import either, plain, plain_trainer, suggestion
 from src.preflight import check_compiler, check_device, check_monitors, make_folder
-from src.process import replace_unknown_letters
 
 CONFIGS = REPOSITORY / "configs"
 RECIPE = f"--config {CONFIGS}/head.yaml"
@@ -50,6 +53,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "room.yaml").write_text(f"{stages}trainr:\n  max_epochs: 1\n")
     (folder / "value.yaml").write_text(f"{stages}trainer:\n  max_epochs: abc\n")
     (folder / "source.yaml").write_text(f"{stages}data:\n  source: {{class_path: Sample, init_args: {{sise: 60}}}}\n")
+    (folder / "linked.yaml").write_text(f"{stages}model:\n  image_size: 96\n")
+    (folder / "far.yaml").write_text(f"{stages}data:\n  image_size: 96\n")
     (folder / "junk.ckpt").write_text("not a checkpoint\n")
     torch.save({"a": 1}, folder / "dict.ckpt")
     (folder / "nothing").mkdir()
@@ -85,6 +90,7 @@ def fail(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     return run_main
 
 
+FIT = f"fit {RECIPE} --model.weights null"
 PARSED = {
     "": ["say what to do", "fit, validate, test", "--config configs/last4.yaml"],
     RECIPE: ["say what to do"],
@@ -107,6 +113,20 @@ PARSED = {
     "fit --config FILES/key.yaml": ["unknown key model.hiden", "did you mean model.hidden?"],
     "fit --config FILES/room.yaml": ["unknown key trainr.max_epochs", "did you mean trainer.max_epochs?"],
     "fit --config FILES/value.yaml": ["trainer.max_epochs is 'abc': expected int or null."],
+    "fit --config FILES/linked.yaml": [
+        "linked.yaml' sets model.image_size, which cannot",
+        "data.source.init_args.image",
+    ],
+    "fit --config FILES/far.yaml": ["unknown key data.image_size", "did you mean data.source.init_args.image_size?"],
+    f"{FIT} --data.source.init_args.root FILES/images": ["images holds images", "--config configs/with/folder"],
+    f"{FIT} --data.source.init_args.root FILES/images/train/cat": [
+        "cat holds images",
+        "--data.source Unlabelled",
+    ],
+    f"{FIT} --data.source.init_args.image_size 96": [
+        "CIFAR10 has no such option",
+        "--config configs/with/folder",
+    ],
     "fit --config FILES/source.yaml": ["unknown option data.source.sise", "Sample has no such option"],
 }
 
@@ -147,6 +167,13 @@ OPTIONS = {
     ],
     "--trainer nope.yaml": ["trainer is 'nope.yaml': no such YAML file"],
     "--model.hiden 3": ["unknown option --model.hiden; did you mean --model.hidden?"],
+    "--model.image_size 96": ["model.image_size cannot be set", "data.source.init_args.image_size"],
+    "--model.num_classes 3": ["model.num_classes cannot be set", "data's classes"],
+    "--data.seed 3": ["data.seed cannot be set", "--seed_everything"],
+    "--data.image_size 96": ["unknown option --data.image_size; did you mean --data.source.init_args.image_size?"],
+    "--model.batch_size 96": ["unknown option --model.batch_size; did you mean --data.batch_size?"],
+    "--root images": ["did you mean --data.source.init_args.root or --run.root?"],
+    "--lr 1e-3": ["unknown option --lr; did you mean --model.optimizer.init_args.lr?"],
     "--hidden 3": ["unknown option --hidden; did you mean --model.hidden?"],
     "--frobnicate 3": ["unknown option --frobnicate. See: python -m src.cli fit --help"],
     "extra": ["'extra' belongs to no option"],
@@ -163,7 +190,7 @@ OPTIONS = {
     "--model.optimizer src.model.muon.Muon --model.optimizer.lr -1": ["model.optimizer", "learning rate", "-1"],
     "--model.optimizer src.model.muon.Muon --model.optimizer.ns_steps 0": ["model.optimizer", "iterations", "0"],
     "--model.weights nope.pth": ["no weights file 'nope.pth'", "IMAGENET1K_FEATURES"],
-    "--model.weights FILES/junk.ckpt": ["junk.ckpt' cannot be read as weights", "tensors"],
+    "--model.weights FILES/junk.ckpt": ["junk.ckpt' cannot be read as weights", "tensors", "Remove it"],
     "--model.weights_input FOO": ["model.weights_input is 'FOO'", "IMAGENET1K_V1"],
     "--data.standardize foo": ["data.standardize is 'foo': expected weights or dataset."],
     "--data.standardize weights": ["data.standardize is 'weights'", "--model.weights_input"],
@@ -191,7 +218,7 @@ OPTIONS = {
     "--data.source.init_args.seed -1": ["sample seed -1 is negative"],
     "--data.source ImageFolder": ["data.source.root is missing", "--data.source.init_args.root path/to/images"],
     "--data.source ImageFolder --data.source.root FILES/nope": ["no folder", "nope"],
-    "--data.source ImageFolder --data.source.root FILES/nothing": ["no folder train/"],
+    "--data.source ImageFolder --data.source.root FILES/nothing": ["no folder train/", "--data.source Unlabelled"],
     "--data.source ImageFolder --data.source.root FILES/images --data.source.image_size 0": ["image_size is 0"],
     "--data.source ImageFolder --data.source.root FILES/images --data.val_fraction 0.9": [
         "val_fraction",
@@ -329,7 +356,7 @@ def test_checkpoint_to_evaluate_is_none(fail: Fail, command: str) -> None:
 def test_no_gpu(fail: Fail) -> None:
     message = fail(f"fit {SAMPLE} --config {CONFIGS}/with/gpu.yaml")
     assert "finds none here" in message
-    assert "--trainer.accelerator cpu" in message
+    assert "--trainer.accelerator cpu --trainer.precision 32-true --model.cuda_graphs false" in message
 
 
 def test_existing_configurations_are_listed(fail: Fail, tmp_path: Path) -> None:
@@ -351,6 +378,53 @@ def test_neither_network_nor_weights(fail: Fail, tmp_path: Path, monkeypatch: py
     message = fail(f"fit {SAMPLE} --model.weights IMAGENET1K_FEATURES")
     assert f"{tmp_path}/torch_home/hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth is not there" in message
     assert "--config configs/with/sample.yaml" in message
+
+
+def test_weights_are_looked_for_before_images_are_decoded(
+    fail: Fail, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    shutil.copytree(files / "images" / "train", tmp_path / "images" / "train")
+    message = fail(f"fit {RECIPE} --config {CONFIGS}/with/folder.yaml --data.source.init_args.root {tmp_path}/images")
+    assert "vgg16_features" in message
+    assert not (tmp_path / "images" / ".thaw-cache").exists()
+
+
+@pytest.mark.parametrize(("command", "split"), [("test", "test"), ("predict", "test")])
+def test_images_that_are_not_there_are_asked_for_before_there_is_a_run(
+    fail: Fail, narrow: Path, files: Path, command: str, split: str
+) -> None:
+    content = torch.load(narrow, weights_only=True)
+    head = {"head.linear.weight": torch.zeros(2, 8), "head.linear.bias": torch.zeros(2)}
+    torch.save({**content, "state_dict": content["state_dict"] | head}, files / "pets.ckpt")
+    options = "--model.hidden 8 --data.source ImageFolder --data.source.root FILES/images --ckpt_path FILES/pets.ckpt"
+    message = fail(f"{command} {SAMPLE} {options}")
+    assert f"the data source has no {split} images; add a '{split}' folder beside 'train'" in message
+    assert "--data.source Unlabelled" in message
+
+
+def test_a_thread_does_not_print_what_the_process_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: told.append(failure.exc_value))
+    defect = ValueError("a defect")
+
+    def fail_with(error: Exception) -> None:
+        raise error
+
+    with _threads_that_tell_once():
+        for error in (OSError(errno.ENOSPC, "No space left on device"), defect):
+            thread = threading.Thread(target=fail_with, args=(error,))
+            thread.start()
+            thread.join()
+    assert told == [defect]
+
+
+def test_a_reader_that_is_gone_ends_nothing() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        os.close(reading)
+        for _ in range(2):
+            say("nobody reads this", stream)
 
 
 def test_recorded_steps_without_a_gpu(fail: Fail) -> None:
@@ -469,7 +543,7 @@ def test_memory_of_a_gpu_that_is_full_is_named(fail: Fail, monkeypatch: pytest.M
 def test_letters_that_a_terminal_lacks_end_nothing(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = TextIOWrapper(BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    replace_unknown_letters()
+    replace_unknown_characters()
     print("0 → 4", flush=True)
     assert terminal.buffer.getvalue() == b"0 ? 4\n"
 
@@ -574,12 +648,6 @@ KNOWN = ["--model.hidden", "--model.dropout", "--trainer.max_epochs", "--trainer
             "argument subcommand: invalid choice: 'tset' (choose from fit, validate, test, predict)",  # Python 3.12's
             "unknown command 'tset'; did you mean test?",
         ),
-        (
-            'Problems parsing config: while parsing a flow sequence\n  in "<unicode string>", line 2, column 15\n'
-            "did not find expected ',' or ']'\n  in \"<unicode string>\", line 3, column 4",
-            "a configuration file is not valid YAML at line 3, column 4: while parsing a flow sequence did not find "
-            "expected ',' or ']'.",
-        ),
         ('Parser key "a.b":\n Parser key "c": Expected a <class \'int\'>. Got value: x', "a.b.c is 'x': expected int."),
         ('Parser key "a.b":\n  Something nobody foresaw', "a.b: Something nobody foresaw"),
         ('Parser key "a": Expected a <class \'int\'>. Got value: ' + 99 * "x", f"a is '{60 * 'x'}…': expected int."),
@@ -623,9 +691,13 @@ def test_either(words: list[str], joined: str) -> None:
 
 def test_metrics_of_ones_own_can_be_monitored() -> None:
     stopping = EarlyStopping("mine")
+    trainer = SimpleNamespace(check_val_every_n_epoch=1, val_check_interval=1.0, limit_val_batches=1.0)
     with pytest.raises(UserError, match="monitor is 'mine'"):
-        check_monitors([stopping], True, False)
-    check_monitors([stopping, Lacking("never")], True, False)
+        check_monitors([stopping], trainer)
+    check_monitors([stopping, Lacking("never")], trainer)
+    check_monitors([EarlyStopping("mine", strict=False)], trainer)
+    with pytest.raises(UserError, match="mode 'min' takes the worst for the best"):
+        check_monitors([EarlyStopping("val/acc", strict=False)], trainer)
 
 
 def test_a_callback_that_misses_its_extra_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

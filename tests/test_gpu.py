@@ -88,7 +88,7 @@ def test_training_with_a_cache_waits_for_nothing(
         patch.setattr(Tensor, "cpu", lambda filled: torch.full(filled.shape, known))
         store = FeatureStore(images, dataset.chosen, 1, shape, torch.float32, model.depth, device=DEVICE)
     monkeypatch.setattr(dataset, "features", store)
-    monkeypatch.setattr(model, "keep_features", {"train": lambda batch, features: store.put(batch.indices, features)})
+    monkeypatch.setattr(model, "keep_features", {"train": store.put})
     assert train(model, data).entry == (model.depth if known else 0)
 
 

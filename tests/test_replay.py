@@ -313,6 +313,13 @@ def test_a_full_memory_is_told_though_a_recording_could_not_be_ended(monkeypatch
     with pytest.raises(RuntimeError, match="unjoined"):
         replay.capture(lambda: None)
 
+    def wrong() -> None:
+        raise RuntimeError("not while recording")
+
+    with pytest.raises(RuntimeError, match="unjoined") as error:
+        replay.capture(wrong)
+    assert not error.value.__suppress_context__  # which says what went wrong
+
 
 def test_evaluations_are_the_callers_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
     model.replays = True

@@ -12,7 +12,7 @@ from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.errors import UserError
-from src.run_directory import RunLogger, RunOptions, find_checkpoint, newest_run, run_name, run_of
+from src.run_directory import RunLogger, RunOptions, find_checkpoint, newest_run, run_meant, run_name, run_of
 
 
 @pytest.mark.parametrize(
@@ -87,32 +87,41 @@ def test_newest_run_counts_versions(tmp_path: Path) -> None:
         make_run(tmp_path, version)
     (tmp_path / "last4" / "version_11").mkdir()  # as a test of another folder's checkpoint makes it
     os.utime(tmp_path / "last4" / "version_2")  # touched last, yet not the newest
-    assert newest_run(tmp_path, "last4") == tmp_path / "last4" / "version_10"
-    assert newest_run(tmp_path, "full") is None
+    assert newest_run(tmp_path / "last4") == tmp_path / "last4" / "version_10"
+    assert newest_run(tmp_path / "full") is None
 
 
 def test_best_and_last_are_of_the_newest_run(tmp_path: Path) -> None:
     make_run(tmp_path, "version_0", "best.ckpt", "last.ckpt")
     newest = make_run(tmp_path, "version_1", "best.ckpt", "last.ckpt")
-    assert find_checkpoint("best", tmp_path, "last4") == newest / "checkpoints" / "best.ckpt"
-    assert find_checkpoint("last", tmp_path, "last4") == newest / "checkpoints" / "last.ckpt"
+    place = tmp_path / "last4"
+    for configs in ([], [Path("configs/last4.yaml")], [tmp_path / "elsewhere/version_0/config.yaml"]):
+        run = run_meant(place, configs)
+        assert find_checkpoint("best", run, place) == newest / "checkpoints" / "best.ckpt"
+        assert find_checkpoint("last", run, place) == newest / "checkpoints" / "last.ckpt"
+
+
+def test_best_is_of_the_run_whose_configuration_it_is(tmp_path: Path) -> None:
+    older = make_run(tmp_path, "version_0", "best.ckpt")
+    make_run(tmp_path, "version_1", "best.ckpt")
+    assert run_meant(older.parent, [older / "config.yaml", Path("configs/with/cpu.yaml")]) == older
 
 
 def test_checkpoint_by_its_path(tmp_path: Path) -> None:
     path = make_run(tmp_path, "version_0", "best.ckpt") / "checkpoints" / "best.ckpt"
-    assert find_checkpoint(str(path), Path("elsewhere"), "full") == path
+    assert find_checkpoint(str(path), None, Path("elsewhere")) == path
 
 
 def test_missing_checkpoints_say_where_they_were_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"no run in '{tmp_path}/last4'.*fit --config"):
-        find_checkpoint("best", tmp_path, "last4")
+        find_checkpoint("best", None, tmp_path / "last4")
     newest = make_run(tmp_path, "version_0", "best.ckpt")
     with pytest.raises(UserError, match=rf"no '{newest}/checkpoints/last.ckpt'.*--ckpt_path"):
-        find_checkpoint("last", tmp_path, "last4")
+        find_checkpoint("last", newest, newest.parent)
     with pytest.raises(UserError, match=r"no checkpoint 'nope\.ckpt'"):
-        find_checkpoint("nope.ckpt", tmp_path, "last4")
+        find_checkpoint("nope.ckpt", newest, newest.parent)
     with pytest.raises(UserError, match="no checkpoint"):
-        find_checkpoint(str(newest), tmp_path, "last4")  # a folder
+        find_checkpoint(str(newest), newest, newest.parent)  # a folder
 
 
 def test_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -121,9 +122,9 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keep the best scores when a run is continued from another folder, or by another path to the same one.
+    """Save as Lightning does, and name the optimizer; a run moved elsewhere keeps its best scores.
 
-    Lightning compares the folders as text, and forgets them where they differ.
+    Lightning compares folders as text, and forgets the scores where they differ.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -158,8 +159,8 @@ class RunCheckpoint(ModelCheckpoint):
 def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """Name the files of a checkpoint's callback where they are now; nothing if its best one is not there."""
 
-    def moved(path: str) -> str:
-        return str(Path(folder, Path(path).name)) if path else path
+    def moved(path: str) -> str:  # a name like {val/f1} makes folders of its own
+        return str(Path(folder, os.path.relpath(path, state["dirpath"]))) if path else path
 
     if not Path(moved(state["best_model_path"])).is_file():
         return {}
@@ -170,12 +171,6 @@ def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:
 
 def checkpoints() -> list[ModelCheckpoint]:
     """Make both callbacks."""
-    best = RunCheckpoint(
-        filename=Path(BEST).stem, monitor="val/acc", mode="max", auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )  # fmt: skip
-    last = RunCheckpoint(
-        filename=Path(LAST).stem, monitor=None, every_n_epochs=1, save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )  # fmt: skip
+    best = RunCheckpoint(filename=Path(BEST).stem, monitor="val/acc", mode="max", enable_version_counter=False)
+    last = RunCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
     return [best, last]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
-from src.batch import Batch
 from src.callbacks.schedule import stage_begin
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
@@ -99,7 +98,7 @@ class FrozenFeatureCache(Callback):
             self._begin_stage(trainer, model)
         if "train" in self.stores:
             self.stores["train"].view = _data(trainer).view_of(trainer.current_epoch)
-        model.keep_features = {split: _keep_in(store) for split, store in self.stores.items() if store.keeps_view}
+        model.keep_features = {split: store.put for split, store in self.stores.items() if store.keeps_view}
 
     def _begin_stage(self, trainer: Trainer, model: TransferClassifier) -> None:
         data = _data(trainer)
@@ -175,16 +174,15 @@ class FrozenFeatureCache(Callback):
         self._drop(trainer)
         pl_module.keep_features = {}
         if trainer.local_rank == 0 and self.directory is not None:  # also what the run kept before it went on otherwise
-            shutil.rmtree(self.directory, ignore_errors=True)
+            for split in ("train", "val"):
+                shutil.rmtree(self.directory / split, ignore_errors=True)
+            with suppress(OSError):  # no such folder, or one with other things
+                self.directory.rmdir()
 
     def _drop(self, trainer: Trainer) -> None:
         self.stores = {}
         for dataset in _data(trainer).datasets.values():
             dataset.features = None
-
-
-def _keep_in(store: FeatureStore) -> Callable[[Batch, Tensor], None]:
-    return lambda batch, features: store.put(batch.indices, features)
 
 
 def views_that_fit(limit: int, wanted: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.figures import history_figure, write_png
-from src.errors import UserError
+from src.errors import UserError, say
 from src.files import replacing
 
 CSV = "history.csv"
@@ -76,7 +77,7 @@ class History(Checkpoint):
         self.rows.append(row)
         write_history(self.rows, self.directory / CSV)
         if self.announce:
-            print(_line(row), flush=True)
+            say(_line(row), sys.stdout)
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

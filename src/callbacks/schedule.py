@@ -8,9 +8,8 @@ Model Fine-tuning for Text Classification" (ULMFiT), 2018.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from src.errors import UserError
@@ -97,22 +96,22 @@ class LearningRates:
     """Say how fast each layer learns at each step.
 
     Attributes:
-        base: Rate of the head where no stage says otherwise.
+        stages: As `parse_stages` gives them.
         from_epoch: Rate of the head from the given epochs on.
         block_factor: Factor on the rate for every block further down; the head has none, block 5 has it once.
         decay: Course of the rate from a layer's thaw to the end of its training.
         warmup_epochs: Epochs, from a layer's thaw, over which its rate rises linearly from nothing.
     """
 
-    base: float
-    from_epoch: Mapping[int, float] = field(default_factory=dict)
+    stages: Mapping[int, int]
+    from_epoch: Mapping[int, float]
     block_factor: float = 1.0
     decay: Decay = "constant"
     warmup_epochs: float = 0.0
 
     def at(
         self,
-        stages: Mapping[int, int],
+        base: float,
         number: int,
         epoch: int,
         step: int,
@@ -123,7 +122,7 @@ class LearningRates:
         """Give the rate of a layer at one step; 0 while it is frozen.
 
         Args:
-            stages: As `parse_stages` gives them.
+            base: Rate of the head before the first epoch of `from_epoch`.
             number: The layer's number, `HEAD_NUMBER` for the head.
             epoch: The epoch, from 0.
             step: The step within the epoch, from 0.
@@ -131,7 +130,7 @@ class LearningRates:
             max_epochs: Epochs of the whole training, where every decay ends.
             warmed_up: Whether to take warm-up for done.
         """
-        epochs = training_span(stages, number, epoch, max_epochs)
+        epochs = training_span(self.stages, number, epoch, max_epochs)
         if epochs is None:
             return 0.0
         begin, end = epochs
@@ -140,13 +139,9 @@ class LearningRates:
         risen = min(1.0, (elapsed + 1 / steps) / self.warmup_epochs) if self.warmup_epochs and not warmed_up else 1.0
         span = end - begin - self.warmup_epochs
         faded = min(1.0, max(0.0, elapsed - self.warmup_epochs) / span) if span > 0 else 0.0
-        full = self._head_rate(epoch) * self.block_factor ** blocks_below_head(number)
-        return full * risen * _fade(self.decay, faded)
-
-    def _head_rate(self, epoch: int) -> float:
-        epochs = sorted(self.from_epoch)
-        position = bisect_right(epochs, epoch)
-        return self.from_epoch[epochs[position - 1]] if position else self.base
+        begun = [first for first in self.from_epoch if first <= epoch]
+        head = self.from_epoch[max(begun)] if begun else base
+        return head * self.block_factor ** blocks_below_head(number) * risen * _fade(self.decay, faded)
 
 
 def blocks_below_head(number: int) -> int:

@@ -41,7 +41,9 @@ def image_line(data: ImageDataModule) -> str:
     (fewest, rare), *_, (most, common) = sorted(zip(by_class, data.classes, strict=True))
     spread = f"{fewest:,} of {printable(rare)} to {most:,} of {printable(common)}"
     rest = f"{counts['val']} to validate, {counts.get('test', 'none')} to test"
-    return f"{counts['train']} training images ({spread}), {rest}"
+    untrained = [printable(name) for count, name in zip(by_class, data.classes, strict=True) if not count]
+    more = f"\nnone to train on of {', '.join(untrained)}: all of these validate" if untrained else ""
+    return f"{counts['train']} training images ({spread}), {rest}{more}"
 
 
 def layer_table(model: TransferClassifier, layers: int) -> str:
@@ -108,5 +110,4 @@ def _count(module: nn.Module) -> int:
 
 
 def _suffix_parameters(model: TransferClassifier, layers: int) -> int:
-    frozen = model.backbone.prefix_parameters(HEAD_NUMBER - layers)
-    return _count(model.backbone) - sum(parameter.numel() for parameter in frozen)
+    return sum(map(_count, model.backbone.layers(HEAD_NUMBER - layers, HEAD_NUMBER)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -46,12 +45,9 @@ class StagedUnfreezing(Callback):
         warmup_epochs: float = 0.0,
     ) -> None:
         self.stages = parse_stages(stages)
-        self.stage_rates = rates or {}
-        self.block_factor = block_factor
-        self.decay: Decay = decay
-        self.warmup_epochs = warmup_epochs
+        self.learning_rates = LearningRates(self.stages, rates or {}, block_factor, decay, warmup_epochs)
         self.verified = False  # whether the first step of the current stage reached all that should train
-        _check(self.stage_rates, block_factor, warmup_epochs)
+        _check(rates or {}, block_factor, warmup_epochs)
 
     @classmethod
     def of(cls, trainer: Trainer) -> StagedUnfreezing:
@@ -61,20 +57,14 @@ class StagedUnfreezing(Callback):
 
     def rate(self, trainer: Trainer, number: int, epoch: int, step: int = 0, warmed_up: bool = False) -> float:
         """Give the rate of a layer, by its number, at a step of an epoch; `warmed_up` takes warm-up for done."""
-        return self._rates(trainer, [number], epoch, step, warmed_up)[number]
-
-    def _rates(
-        self, trainer: Trainer, numbers: Iterable[int], epoch: int, step: int, warmed_up: bool = False
-    ) -> dict[int, float]:
-        base = trainer.optimizers[0].defaults["lr"]
-        rates = LearningRates(base, self.stage_rates, self.block_factor, self.decay, self.warmup_epochs)
-        steps, max_epochs = int(trainer.num_training_batches), trainer.max_epochs or 1
-        return {number: rates.at(self.stages, number, epoch, step, steps, max_epochs, warmed_up) for number in numbers}
+        base, steps = trainer.optimizers[0].defaults["lr"], int(trainer.num_training_batches)
+        return self.learning_rates.at(base, number, epoch, step, steps, trainer.max_epochs or 1, warmed_up)
 
     def check_end(self, max_epochs: int | None) -> None:
         """Refuse rates that fall towards an end which a training without a number of epochs does not have."""
-        if self.decay != "constant" and max_epochs == -1:
-            raise UserError(f"unfreezing.decay {self.decay} needs an end: set trainer.max_epochs.")
+        decay = self.learning_rates.decay
+        if decay != "constant" and max_epochs == -1:
+            raise UserError(f"unfreezing.decay {decay} needs an end: set trainer.max_epochs.")
 
     def check_averaging(self, callbacks: list[Callback]) -> None:
         """Refuse two averages at once, and to freeze layers again whose averaged weights would go on changing."""
@@ -127,7 +117,7 @@ class StagedUnfreezing(Callback):
             groups = [(group, NUMBERS[group["layer"]]) for group in optimizer.param_groups]
             # A frozen layer is not asked for a rate: that takes longer than to look.
             trained = {number for group, number in groups if group["params"][0].requires_grad}
-            rates = self._rates(trainer, trained, trainer.current_epoch, batch_idx)
+            rates = {number: self.rate(trainer, number, trainer.current_epoch, batch_idx) for number in trained}
             for group, number in groups:
                 group["lr"] = rates.get(number, 0.0)
 

@@ -39,8 +39,8 @@ class ImageDataModule(LightningDataModule):
         augmentation: Random changes of training images; null for none.
         cutmix: Share of the training images, 0 to 1, that get a rectangle of another one pasted in, labels mixed by
             area. On a GPU combine it with `on_device`: else every step waits until those images are sent.
-        on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
         input_size: Side in pixels to which images are enlarged bilinearly on the device; null to leave them.
+        on_device: Whether to keep all images in the training device's memory, as bytes, instead of sending each batch.
         cuda_graphs: Whether to record how images kept on a GPU are changed, and to replay it; set from the model.
         seed: Seed of order and augmentation; set from `seed_everything`.
         weights_input: Mean and deviation that the weights expect, pixels 0 to 255; set from the model's weights.
@@ -219,9 +219,20 @@ class ImageDataModule(LightningDataModule):
         """Which split `predict` takes: images without labels if there are any."""
         return "predict" if "predict" in self.datasets else "test"
 
-    def _loader(self, split: str, limit: int | float = 1.0) -> BatchLoader:
+    def require(self, split: str) -> None:
+        """Ask for the images of a split.
+
+        Raises:
+            UserError: The source has none.
+        """
         if split not in self.datasets:
-            raise UserError(f"the data source has no {split} images; add a '{split}' folder beside 'train'.")
+            raise UserError(
+                f"the data source has no {split} images; add a '{split}' folder beside 'train', or predict images "
+                "without labels: --data.source Unlabelled"
+            )
+
+    def _loader(self, split: str, limit: int | float = 1.0) -> BatchLoader:
+        self.require(split)
         self._move()
         dataset = self.datasets[split]
         return BatchLoader(dataset, self.batches(split, *self._place()), self._pinned(dataset), limit)

@@ -1,6 +1,6 @@
 """Which images form which batch in which process.
 
-They place images on processes themselves: Lightning needs `use_distributed_sampler: false`.
+The samplers place images on processes themselves: Lightning needs `use_distributed_sampler: false`.
 """
 
 from collections.abc import Iterator

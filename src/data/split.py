@@ -6,8 +6,6 @@ import numpy as np
 
 from src.errors import UserError
 
-_Channels = tuple[float, float, float]
-
 _CHUNK_PIXELS = 2**20
 """Pixels counted at a time: `bincount` turns each into eight bytes."""
 
@@ -38,7 +36,7 @@ def train_val_split(n: int, val_fraction: float, seed: int) -> tuple[np.ndarray,
     return order[val_size:], order[:val_size]
 
 
-def channel_statistics(images: np.ndarray, indices: np.ndarray) -> tuple[_Channels, _Channels]:
+def channel_statistics(images: np.ndarray, indices: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and population standard deviation of each channel, on the 0-255 scale.
 
     `images` is uint8 of shape (N, 3, H, W); only those at `indices`, of shape (n,), count. The sums are
@@ -55,9 +53,8 @@ def channel_statistics(images: np.ndarray, indices: np.ndarray) -> tuple[_Channe
         for channel, histogram in enumerate(histograms):
             pixels = images[indices[start : start + chunk], channel]
             histogram += np.bincount(pixels.ravel(), minlength=256)
-    moments = [_mean_and_std(histogram.tolist()) for histogram in histograms]
-    (red, red_std), (green, green_std), (blue, blue_std) = moments
-    return (red, green, blue), (max(red_std, _MIN_STD), max(green_std, _MIN_STD), max(blue_std, _MIN_STD))
+    means, stds = zip(*(_mean_and_std(histogram.tolist()) for histogram in histograms), strict=True)
+    return means, tuple(max(std, _MIN_STD) for std in stds)
 
 
 def _mean_and_std(counts: list[int]) -> tuple[float, float]:

@@ -104,8 +104,8 @@ class TransferClassifier(LightningModule):
         """Whether `training_step` repeats recorded work if it can, and has then made the gradients too."""
         self._step_replay = Replay(self._forward_and_backward, self._step_settings)
         self._evaluation_replay = Replay(self._evaluated)
-        self.keep_features: dict[str, Callable[[Batch, Tensor], None]] = {}
-        """For each split, if any, what is called with what the frozen layers made of a batch."""
+        self.keep_features: dict[str, Callable[[Tensor, Tensor], None]] = {}
+        """For each split, if any, what is called with a batch's indices and what the frozen layers made of it."""
         self._drawn = 0  # steps made when the loss of a batch was last drawn
         self.train_metrics = LossAndAccuracy()
         self.val_metrics = _metrics(num_classes)
@@ -205,7 +205,7 @@ class TransferClassifier(LightningModule):
     def _logits(self, batch: Batch, split: str) -> Tensor:
         features = self.prefix(batch.inputs, batch.entry)
         if self._keeps(batch, split):
-            self.keep_features[split](batch, features)
+            self.keep_features[split](batch.indices, features)
         return self._suffix(features, max(batch.entry, self.depth))
 
     def on_fit_start(self) -> None:
@@ -299,7 +299,7 @@ class TransferClassifier(LightningModule):
     @remember_signature
     def validation_step(self, batch: Batch) -> dict[str, Tensor]:
         """Give probabilities, (N, classes), as `plain`."""
-        return {"plain": self._evaluate(batch, self.val_metrics, "val")}
+        return {"plain": self._evaluate(batch, "val")}
 
     def on_validation_epoch_end(self) -> None:
         self._count_guesses(self.val_metrics)
@@ -308,7 +308,7 @@ class TransferClassifier(LightningModule):
     @remember_signature
     def test_step(self, batch: Batch) -> dict[str, Tensor]:
         """Give probabilities, (N, classes): `plain` ones and, if it is on, `tta`, those with test-time augmentation."""
-        found = {"plain": self._evaluate(batch, self.test_metrics, "test")}
+        found = {"plain": self._evaluate(batch, "test")}
         if self.test_time_augmentation is not None:
             found["tta"] = average(self, batch.inputs, self.test_time_augmentation, found["plain"])
             if len(batch.labels):
@@ -329,13 +329,13 @@ class TransferClassifier(LightningModule):
             return {"tta": average(self, batch.inputs, self.test_time_augmentation)}
         return {"plain": self(batch.inputs, batch.entry).float().softmax(dim=1)}
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection, split: str) -> Tensor:
+    def _evaluate(self, batch: Batch, split: str) -> Tensor:
         if not len(batch.labels):  # a process may run out of images before the others do
             return self._logits(batch, split).float().softmax(dim=1)
         if self.replays and not self._keeps(batch, split):
             found = self._evaluation_replay(split, *batch)
             probabilities, guesses = (each.clone() for each in found)  # the next batch's take their place
-            metrics["loss_and_accuracy"].note_update()  # type: ignore[operator]
+            self._metrics_of(split)["loss_and_accuracy"].note_update()  # type: ignore[operator]
         else:
             probabilities, guesses = self._evaluated(split, *batch)
         self._guesses.append(guesses)
@@ -343,10 +343,13 @@ class TransferClassifier(LightningModule):
 
     def _evaluated(self, split: str, *parts: Any) -> tuple[Tensor, Tensor]:
         """Give probabilities, (N, classes), and classes guessed and right, (2, N), of a batch of these parts."""
-        batch, metrics = Batch(*parts), {"val": self.val_metrics, "test": self.test_metrics}[split]
+        batch = Batch(*parts)
         logits = self._logits(batch, split)
-        metrics["loss_and_accuracy"].update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
+        self._metrics_of(split)["loss_and_accuracy"].update(logits, batch.labels, F.cross_entropy(logits, batch.labels))
         return logits.float().softmax(dim=1), torch.stack((logits.argmax(dim=1), batch.labels))
+
+    def _metrics_of(self, split: str) -> MetricCollection:
+        return {"val": self.val_metrics, "test": self.test_metrics}[split]
 
     def _count_guesses(self, metrics: MetricCollection) -> None:
         """Update F1 once an epoch: torchmetrics asks for the largest class, and on a GPU batches would wait for it."""

@@ -23,7 +23,7 @@ def store_by_tap(weight: Tensor) -> None:
     weight.data = weight.data.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
 
-def convolve(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve_by_tap(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Do what `conv2d(maps, weight, bias, padding=1)` does, to float tolerance.
 
     Args:

@@ -6,7 +6,6 @@ Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Larg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,13 @@ from torchvision.models import VGG16_Weights
 from src.download import fetch
 from src.errors import UserError
 from src.files import user_path
-from src.model.small_maps import convolve, store_by_tap
+from src.model.small_maps import convolve_by_tap, store_by_tap
 from src.tensor_files import Unreadable, load_tensors
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of each block
+_TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+"""Torchvision's numbers of the convolutions: there each ReLU and pooling is a module of its own."""
+
 LAYERS = tuple(
     f"block{block}_{part}"
     for block, (_, convs) in enumerate(BLOCKS, start=1)
@@ -99,7 +101,7 @@ class ConvReLU(nn.Conv2d):
         if torch.is_autocast_enabled("cpu"):  # which does not look into functions of our own
             parts = tuple(part.to(torch.get_autocast_dtype("cpu")) for part in parts)  # type: ignore[assignment]
         with torch.autocast("cpu", enabled=False):
-            return convolve(*parts)
+            return convolve_by_tap(*parts)
 
 
 class VGGBackbone(nn.Sequential):
@@ -157,7 +159,8 @@ class VGGBackbone(nn.Sequential):
                 dict, whole or features only, or a checkpoint of this project.
 
         Raises:
-            UserError: The file is absent and cannot be downloaded, is no state dict, or lacks a layer.
+            UserError: The file is absent and cannot be downloaded, is no state dict, or a layer is missing,
+                misshapen, or infinite or no numbers.
         """
         path = _download(weights) if weights in _PUBLISHED else user_path(weights)
         self.load_state_dict(self._translate(_read(path), path))
@@ -166,7 +169,7 @@ class VGGBackbone(nn.Sequential):
         """Rename torchvision's or a checkpoint's keys to ours, and refuse what does not fit."""
         translated, wrong = {}, []
         convolutions = [name for name, layer in self.named_children() if isinstance(layer, ConvReLU)]
-        for name, number in zip(convolutions, _torchvision_numbers(), strict=True):
+        for name, number in zip(convolutions, _TORCHVISION, strict=True):
             for kind in ("weight", "bias"):
                 keys = (f"backbone.{name}.{kind}", f"{name}.{kind}", f"features.{number}.{kind}", f"{number}.{kind}")
                 found = next((state[key] for key in keys if isinstance(state.get(key), Tensor)), None)
@@ -211,6 +214,9 @@ def expected_input(weights: str | None, weights_input: str | None) -> InputScale
 
     Returns:
         None if nobody can say: random weights, or a plain state dict without `weights_input`.
+
+    Raises:
+        UserError: The file is absent or damaged.
     """
     if weights_input is not None:
         return _PUBLISHED[weights_input].expects
@@ -227,16 +233,6 @@ def _input_of_checkpoint(content: Any) -> InputScale | None:
     return InputScale(tuple(saved["mean"]), tuple(saved["std"])) if "mean" in saved else None
 
 
-def _torchvision_numbers() -> list[int]:
-    """Number the convolutions as torchvision does, where each ReLU and pooling is a module of its own."""
-    numbers, number = [], 0
-    for name, following in pairwise((*LAYERS, "")):
-        if not name.endswith("pool"):
-            numbers.append(number)
-            number += 3 if following.endswith("pool") else 2
-    return numbers
-
-
 def _download(name: str) -> Path:
     url = _PUBLISHED[name].url
     file = url.rpartition("/")[2]
@@ -246,7 +242,8 @@ def _download(name: str) -> Path:
     return fetch(
         url,
         path,
-        sha256_prefix=file.removesuffix(".pth").rpartition("-")[2],
+        algorithm="sha256",
+        digest=file.removesuffix(".pth").rpartition("-")[2],
         offline_hint=(
             "put the file there (TORCH_HOME chooses the folder), or start from random weights: "
             "--config configs/with/sample.yaml"
@@ -273,5 +270,6 @@ def _open(path: Path) -> Any:
         raise UserError(f"'{path}' cannot be read: {error}.") from error
     except Unreadable as error:
         raise UserError(
-            f"'{path}' cannot be read as weights: it is damaged, or holds other things than tensors. Download it again."
+            f"'{path}' cannot be read as weights: it is damaged, or holds other things than tensors. Remove it: "
+            "published weights are downloaded again."
         ) from error

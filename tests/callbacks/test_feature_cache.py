@@ -328,6 +328,17 @@ def test_features_do_not_stay_where_a_run_goes_on_otherwise(
     assert not features.exists()
 
 
+def test_only_what_the_cache_has_made_is_removed(tmp_path: Path) -> None:
+    """A trainer of one's own may keep a run where features of all runs are."""
+    cache = FrozenFeatureCache()
+    cache.directory = tmp_path / "features"
+    for name in ("train", "val", "train-0123"):
+        (cache.directory / name).mkdir(parents=True)
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(datasets={}), local_rank=0)
+    cache.on_fit_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    assert [path.name for path in cache.directory.iterdir()] == ["train-0123"]
+
+
 def test_features_of_another_user_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store(tmp_path)
     opened = Path.open

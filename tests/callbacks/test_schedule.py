@@ -193,10 +193,11 @@ def test_training_span_is_the_unbroken_run_of_epochs(
 def test_rate_in_a_table(
     options: dict[str, object], stages: dict[int, int], layer: int, epoch: int, step: int, share: float
 ) -> None:
-    rates = LearningRates(base=0.1, **options)
-    rate = rates.at(stages, layer, epoch, step, steps=4, max_epochs=10)
+    rates = LearningRates(stages, **{"from_epoch": {}, **options})
+    rate = rates.at(0.1, layer, epoch, step, steps=4, max_epochs=10)
     assert rate == pytest.approx(0.1 * share, rel=1e-12, abs=1e-15)
 
 
 def test_training_without_an_end_has_a_rate() -> None:
-    assert LearningRates(base=0.1, warmup_epochs=1).at({0: 0, 3: 4}, BLOCK5, 3, 0, steps=4, max_epochs=-1) == 0.025
+    rates = LearningRates({0: 0, 3: 4}, {}, warmup_epochs=1)
+    assert rates.at(0.1, BLOCK5, 3, 0, steps=4, max_epochs=-1) == 0.025

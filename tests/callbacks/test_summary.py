@@ -46,6 +46,15 @@ def test_images_of_the_rarest_and_the_commonest_class_are_counted() -> None:
     assert image_line(data) == f"25 training images ({few} of {rare} to {many} of {common}), 25 to validate, 10 to test"
 
 
+def test_a_class_of_which_nothing_trains_is_named() -> None:
+    data = ImageDataModule(Sample(size=50), standardize="dataset", val_fraction=0.5, split_seed=1)
+    data.setup("fit")
+    train = data.datasets["train"]
+    train.chosen = train.chosen[train.labels[train.chosen] != 3]
+    last = image_line(data).splitlines()[-1]
+    assert last == f"none to train on of {data.classes[3]}: all of these validate"
+
+
 def test_calendar_without_an_end(model: TransferClassifier) -> None:
     lines = stage_table(model, parse_stages({0: 0, 3: 4}), lambda number, epoch: 1e-3, -1).splitlines()[2:]
     assert [line.split("  ")[0] for line in lines] == ["0 to 2", "3 on"]

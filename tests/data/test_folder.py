@@ -5,6 +5,7 @@ import struct
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from threading import Barrier, get_ident
@@ -250,6 +251,24 @@ def test_nowhere_to_write_is_an_error_of_one_line(root: Path, user_cache: Path) 
     user_cache.write_text("")
     with pytest.raises(UserError, match=r"cannot be stored in .* or .*make one writable"):
         load(root)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_as_such(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "replacing", lambda path: nullcontext(Path("/dev/full")))
+    with pytest.raises(UserError, match=r"No space left on device.* or free some room"):
+        load(root)
+
+
+def test_what_is_not_used_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "valid" / "cat").mkdir(parents=True)
+    for name in ("c.HEIC", "d.tif", ".e.gif", "labels.txt"):
+        (root / "train" / "cat" / name).touch()
+    load(root)
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 images in {root}/train are left out, for they are .heic, .tif: taken are .bmp, .jpeg, .jpg, .png, .webp",
+        f"not used in {root}: valid (only train, val, test are)",
+    ]
 
 
 def test_failed_write_leaves_no_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

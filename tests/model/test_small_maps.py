@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from src.model import small_maps
 from src.model.classifier import TransferClassifier
-from src.model.small_maps import convolve, store_by_tap
+from src.model.small_maps import convolve_by_tap, store_by_tap
 from src.model.vgg import ConvReLU
 
 
@@ -21,7 +21,7 @@ def parts(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (4, 5)])
 def test_result_and_gradients_are_those_of_the_ordinary_convolution(height: int, width: int) -> None:
     results = []
-    for convolution in (convolve, lambda maps, weight, bias: F.conv2d(maps, weight, bias, padding=1)):
+    for convolution in (convolve_by_tap, lambda maps, weight, bias: F.conv2d(maps, weight, bias, padding=1)):
         inputs = [part.requires_grad_() for part in parts(height, width)]
         out = convolution(*inputs)
         out.backward(torch.linspace(-1, 1, out.numel(), dtype=torch.double).view(out.shape))
@@ -34,7 +34,7 @@ def test_result_and_gradients_are_those_of_the_ordinary_convolution(height: int,
 def test_single_precision_is_right_with_either_library(monkeypatch: pytest.MonkeyPatch, has_onednn: bool) -> None:
     monkeypatch.setattr(small_maps, "_HAS_ONEDNN", has_onednn and small_maps._HAS_ONEDNN)
     results = []
-    for convolution in (convolve, lambda maps, weight, bias: F.conv2d(maps, weight, bias, padding=1)):
+    for convolution in (convolve_by_tap, lambda maps, weight, bias: F.conv2d(maps, weight, bias, padding=1)):
         inputs = [part.float().requires_grad_() for part in parts(2, 2)]
         out = convolution(*inputs)
         out.square().sum().backward()
@@ -45,7 +45,7 @@ def test_single_precision_is_right_with_either_library(monkeypatch: pytest.Monke
 
 def test_only_what_is_needed_gets_a_gradient() -> None:
     maps, weight, bias = parts(2, 2)
-    convolve(maps.requires_grad_(), weight, bias).sum().backward()
+    convolve_by_tap(maps.requires_grad_(), weight, bias).sum().backward()
     assert maps.grad is not None
     assert weight.grad is None
 
@@ -105,7 +105,7 @@ def test_bfloat16_errs_little_more_than_an_ordinary_convolution() -> None:
     exact = F.conv2d(maps.float(), weight.float(), padding=1)
     errors = [
         (convolution(maps, weight, bias).float() - exact).square().mean().sqrt().item()
-        for convolution in (convolve, lambda *parts: F.conv2d(*parts, padding=1))
+        for convolution in (convolve_by_tap, lambda *parts: F.conv2d(*parts, padding=1))
     ]
     assert errors[0] < 3 * errors[1]
 
@@ -114,7 +114,7 @@ def test_compilers_get_the_ordinary_convolution(monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: Tensor) -> Tensor:
         raise AssertionError
 
-    monkeypatch.setattr("src.model.vgg.convolve", refuse)
+    monkeypatch.setattr("src.model.vgg.convolve_by_tap", refuse)
     layer, maps = ConvReLU(3, 4, by_tap=True), torch.randn(2, 3, 2, 2)
     with pytest.raises(AssertionError):
         layer(maps)

@@ -193,7 +193,7 @@ def test_published_weights_are_taken_from_torch_home(
 def test_downloaded_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Path, str]] = []
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(vgg, "fetch", lambda url, path, *, sha256_prefix, **_: asked.append((path, sha256_prefix)))
+    monkeypatch.setattr(vgg, "fetch", lambda url, path, *, digest, **_: asked.append((path, digest)))
     vgg._download("IMAGENET1K_V1")
     assert asked == [(tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth", "397923af")]
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from torchvision.datasets import CIFAR10 as Archive
+from torchvision.datasets.utils import check_integrity, extract_archive
 
 from src.data.sources.base import Images, Source
+from src.data.sources.image_files import is_image
 from src.download import fetch
 from src.errors import UserError
 from src.files import user_path
@@ -37,16 +40,23 @@ class CIFAR10(Source):
         return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def prepare(self) -> None:
-        from torchvision.datasets import CIFAR10 as Archive
-
         damaged = _damaged_files(self.root)
         if not damaged:
             return
+        found = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        begun = any(name.startswith((Archive.filename, Archive.base_folder)) for name in found)
+        if not begun and any(name == "train" or is_image(name) for name in found):
+            raise UserError(
+                f"{self.root} holds images, and CIFAR-10 would be downloaded to it: for images of your own add "
+                "--config configs/with/folder.yaml, to predict unlabelled ones --data.source Unlabelled; for CIFAR-10 "
+                "give another folder as data.source.init_args.root"
+            )
         try:
             archive = fetch(
                 self.url or Archive.url,
                 self.root / Archive.filename,
-                md5=Archive.tgz_md5,
+                algorithm="md5",
+                digest=Archive.tgz_md5,
                 offline_hint=OFFLINE_HINT,
             )
         except UserError as error:
@@ -62,8 +72,6 @@ class CIFAR10(Source):
             ) from error
 
     def load(self) -> dict[str, Images]:
-        from torchvision.datasets import CIFAR10 as Archive
-
         splits = {}
         for split in ("train", "test"):
             with warnings.catch_warnings():
@@ -80,9 +88,6 @@ class CIFAR10(Source):
 
 def _damaged_files(root: Path) -> list[Path]:
     """List the files of the extracted archive that are damaged or missing, damaged ones first."""
-    from torchvision.datasets import CIFAR10 as Archive
-    from torchvision.datasets.utils import check_integrity
-
     checksums = [*Archive.train_list, *Archive.test_list, (Archive.meta["filename"], Archive.meta["md5"])]
     folder = root / Archive.base_folder
     damaged = [folder / name for name, md5 in checksums if not check_integrity(folder / name, md5)]
@@ -97,9 +102,6 @@ def _missing(root: Path) -> str:
 
 def _extract(archive: Path, root: Path) -> None:
     """Unpack beside the final folder and move only files whose MD5 is right, each in one step."""
-    from torchvision.datasets import CIFAR10 as Archive
-    from torchvision.datasets.utils import extract_archive
-
     with TemporaryDirectory(dir=root, prefix=".cifar10-") as scratch:
         extract_archive(archive, scratch)
         if damaged := _damaged_files(Path(scratch)):

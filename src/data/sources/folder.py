@@ -8,17 +8,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
+from types import SimpleNamespace
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.sources.base import Images, Source
-from src.data.sources.image_files import ImageFile, checked_side, decode_all, in_memory, list_images, shorten
+from src.data.sources.image_files import (
+    ImageFile,
+    checked_side,
+    decode_all,
+    in_memory,
+    list_images,
+    say_what_is_left_out,
+    shorten,
+)
 from src.errors import UserError
 from src.files import one_at_a_time, replacing, user_path
 
 SPLITS = ("train", "val", "test")
 CACHE = ".thaw-cache"
 _LONG = 24 * 3600  # seconds, more than decoding takes
+_OR_UNLABELLED = ", or predict images without labels: --data.source Unlabelled"
 CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
 
 
@@ -60,6 +71,10 @@ class ImageFolder(Source):
             self._prepare()  # by one of the processes of a machine, the others find it done
 
     def _prepare(self) -> None:
+        for split in self._listing.files:
+            say_what_is_left_out(self.root / split)
+        if unused := [name for name in _subfolders(self.root) if name not in SPLITS]:
+            rank_zero_only(print)(f"not used in {self.root}: {shorten(unused)} (only {', '.join(SPLITS)} are)")
         unreadable: list[str] = []
         for split, files in self._listing.files.items():
             if self._cached(split) is None:
@@ -120,7 +135,9 @@ class ImageFolder(Source):
                     if time.time() - begun.stat().st_mtime > _LONG:  # another machine may just be at it
                         begun.unlink()
             return
-        raise UserError(f"the decoded images cannot be stored in {' or '.join(refusals)}; make one writable")
+        raise UserError(
+            f"the decoded images cannot be stored in {' or '.join(refusals)}; make one writable, or free some room"
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +152,9 @@ def _list(root: Path) -> _Listing:
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; set root to the folder that holds train/")
     if not (root / "train").is_dir():
-        raise UserError(f"{root} has no folder train/; put the training images in {root}/train/<class>/")
+        raise UserError(
+            f"{root} has no folder train/; put the training images in {root}/train/<class>/{_OR_UNLABELLED}"
+        )
     classes = _subfolders(root / "train")
     if odd := [name for name in classes if not _is_text(name)]:
         raise UserError(f"{root / 'train'} has class folders whose names are not UTF-8: {shorten(odd)}; rename them")
@@ -160,7 +179,7 @@ def _list_split(root: Path, split: str, classes: list[str]) -> dict[str, list[Im
     if empty := [name for name, files in by_class.items() if not files]:
         raise UserError(f"{root / split} has class folders without images: {shorten(empty)}; fill or remove")
     if not by_class:
-        raise UserError(f"{root / split} has no class folders; fill or remove it")
+        raise UserError(f"{root / split} has no class folders; fill or remove it{_OR_UNLABELLED}")
     return by_class
 
 
@@ -198,4 +217,4 @@ def _is_whole(path: Path) -> bool:
 
 def _save(array: np.ndarray, path: Path) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+        np.save(SimpleNamespace(write=file.write), array)  # into a file itself, it would not say that a disk is full

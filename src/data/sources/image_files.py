@@ -1,13 +1,15 @@
 """Image files: which of them lie in a folder, and their pixels as one array."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
@@ -15,6 +17,8 @@ from src.errors import UserError
 from src.process import cores
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff"})
+"""Of images that are not taken."""
 CHUNK = 64  # images a thread decodes at a time, at most
 _MOST_THREADS = 16  # each holds a photograph, of which a large one takes hundreds of megabytes
 _SMALL = 4096  # bytes of a file up to which one thread is faster than two, which would wait for each other
@@ -55,6 +59,11 @@ def checked_side(image_size: int) -> int:
     return image_size
 
 
+def is_image(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:
+    """Tell by its name whether a file is an image of one of these kinds, and not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+
+
 def list_images(folder: Path, root: Path) -> list[ImageFile]:
     """List the images in a folder and those below it, linked ones too, each folder once; hidden ones do not count.
 
@@ -69,6 +78,32 @@ def list_images(folder: Path, root: Path) -> list[ImageFile]:
         OSError: A folder cannot be read.
     """
     files = []
+    for place, names in _walk(folder):
+        inner = Path(place).relative_to(root).as_posix()
+        prefix = "" if inner == "." else f"{inner}/"
+        for file in filter(is_image, names):
+            status = _status(os.path.join(place, file))
+            files.append(ImageFile(prefix + file, status.st_size, status.st_mtime_ns))
+    return sorted(files, key=lambda file: file.name)
+
+
+def say_what_is_left_out(folder: Path) -> None:
+    """Print how many images of kinds that are not taken lie in a folder and below it, if any do."""
+    kinds = Counter(
+        os.path.splitext(name)[1].lower()
+        for _, names in _walk(folder)
+        for name in names
+        if is_image(name, OTHER_SUFFIXES)
+    )
+    if kinds:
+        rank_zero_only(print)(
+            f"{kinds.total():,} images in {folder} are left out, for they are {', '.join(sorted(kinds))}: taken are "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Give each visible folder, from this one downwards, and the names of its files."""
     seen: set[str] = set()
     for place, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(place)
@@ -76,14 +111,8 @@ def list_images(folder: Path, root: Path) -> list[ImageFile]:
             subfolders.clear()
             continue
         seen.add(real)
-        inner = Path(place).relative_to(root).as_posix()
-        prefix = "" if inner == "." else f"{inner}/"
         subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
-        for file in names:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
-                status = _status(os.path.join(place, file))
-                files.append(ImageFile(prefix + file, status.st_size, status.st_mtime_ns))
-    return sorted(files, key=lambda file: file.name)
+        yield place, names
 
 
 def _status(path: str) -> os.stat_result:

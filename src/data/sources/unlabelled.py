@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from src.data.sources.base import UNKNOWN, Images, Source
-from src.data.sources.image_files import checked_side, decode_all, list_images, shorten
+from src.data.sources.image_files import checked_side, decode_all, list_images, say_what_is_left_out, shorten
 from src.errors import UserError
 from src.files import user_path
 
@@ -63,6 +63,7 @@ class Unlabelled(Source):
             if self.root.is_file():
                 return [self.root.name]
             if self.root.is_dir():
+                say_what_is_left_out(self.root)
                 return [file.name for file in list_images(self.root, self.root)]
         except OSError as error:
             raise UserError(f"{error.filename or self.root} cannot be read: {error.strerror}; mend that") from error
