@@ -128,6 +128,15 @@ def test_official_address_is_the_default(server: Server, tmp_path: Path, monkeyp
     assert len(source.load()["train"]) == 20
 
 
+def test_it_is_not_downloaded_among_other_images_unless_that_has_begun(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(UserError, match=r"holds images, and CIFAR-10 would be downloaded to it.*with/folder\.yaml"):
+        CIFAR10(str(tmp_path), server.url).prepare()
+    (tmp_path / f"{Archive.filename}.part").touch()
+    CIFAR10(str(tmp_path), server.url).prepare()
+    assert len(server.ranges_asked) == 1
+
+
 def test_cut_download_continues_when_the_server_is_whole(server: Server, tmp_path: Path, archive: bytes) -> None:
     half = len(archive) // 2
     (tmp_path / f"{Archive.filename}.part").write_bytes(archive[:half])
