@@ -93,8 +93,8 @@ _UNWANTED_ADVICE = (
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
 )
 _CKPT_PATH = (
-    "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name; in fit also "
-    "`last_if_any`, which begins a new run where there is none."
+    "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name, or of the "
+    "run whose own config.yaml is given; in fit also `last_if_any`, which begins a new run where there is none."
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EROFS)
@@ -239,10 +239,11 @@ class ThawCLI(LightningCLI):
         stay = config.feature_cache.views is not None
         saved.check_data(self.datamodule.identity(self.trainer.world_size, stay))
         if not config.trainer.fast_dev_run:
-            self._check_place(saved.path)
             saved.check_end(self.trainer.max_epochs)
-            self._announce_replaced(saved.path, saved.content["epoch"])
         saved.check_time(self._added(Timer))
+        if not config.trainer.fast_dev_run:
+            self._check_place(saved.path)
+            self._announce_replaced(saved.path, saved.content["epoch"])
 
     def _added(self, kind: type[CallbackKind]) -> list[CallbackKind]:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -177,20 +177,21 @@ def check_monitors(callbacks: Sequence[Callback], trainer: Trainer) -> None:
             continue
         monitor = str(callback.monitor)
         said = f"{type(callback).__name__}'s monitor is '{monitor}'"
-        strict = getattr(callback, "strict", True)  # else early stopping waits for a metric that may come
-        if monitor not in METRICS and of_libraries and strict:  # the user's own may log metrics that nobody knows here
-            raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
-        if monitor.startswith("val/") and not trainer.limit_val_batches and strict:
-            raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")
         better = "min" if monitor.endswith("/loss") else "max"
         if monitor in METRICS and callback.mode != better:
             raise UserError(f"{said}, and its mode '{callback.mode}' takes the worst for the best: give mode {better}.")
-        if monitor.startswith("val/") and isinstance(callback, EarlyStopping) and looks_late and not always and strict:
+        if isinstance(callback, EarlyStopping) and not callback.strict:  # it waits for a metric that may come
+            continue
+        if monitor not in METRICS and of_libraries:  # the user's own may log metrics that nobody knows here
+            raise UserError(f"{said}: give one of {', '.join(METRICS)}.")
+        if monitor.startswith("val/") and not trainer.limit_val_batches:
+            raise UserError(f"{said}, and trainer.limit_val_batches leaves none of it.")
+        if monitor.startswith("val/") and isinstance(callback, EarlyStopping) and looks_late and not always:
             raise UserError(
                 f"{said}, and it looks at the end of every epoch, though not each has a validation: leave out the "
                 "callback's check_on_train_epoch_end, or give --trainer.check_val_every_n_epoch 1."
             )
-        if monitor.startswith("train/") and early and not looks_late and strict:
+        if monitor.startswith("train/") and early and not looks_late:
             raise UserError(
                 f"{said}, known when an epoch ends, and it looks when a validation does: give val/loss, val/acc or "
                 f"val/f1, or the callback's {option}_on_train_epoch_end: true."

@@ -190,7 +190,11 @@ OPTIONS = {
     "--model.optimizer src.model.muon.Muon --model.optimizer.lr -1": ["model.optimizer", "learning rate", "-1"],
     "--model.optimizer src.model.muon.Muon --model.optimizer.ns_steps 0": ["model.optimizer", "iterations", "0"],
     "--model.weights nope.pth": ["no weights file 'nope.pth'", "IMAGENET1K_FEATURES"],
-    "--model.weights FILES/junk.ckpt": ["junk.ckpt' cannot be read as weights", "tensors", "Remove it"],
+    "--model.weights FILES/junk.ckpt": [
+        "junk.ckpt' cannot be read as weights",
+        "tensors",
+        "published weights, remove it",
+    ],
     "--model.weights_input FOO": ["model.weights_input is 'FOO'", "IMAGENET1K_V1"],
     "--data.standardize foo": ["data.standardize is 'foo': expected weights or dataset."],
     "--data.standardize weights": ["data.standardize is 'weights'", "--model.weights_input"],

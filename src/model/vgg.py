@@ -270,6 +270,6 @@ def _open(path: Path) -> Any:
         raise UserError(f"'{path}' cannot be read: {error}.") from error
     except Unreadable as error:
         raise UserError(
-            f"'{path}' cannot be read as weights: it is damaged, or holds other things than tensors. Remove it: "
-            "published weights are downloaded again."
+            f"'{path}' cannot be read as weights: it is damaged, or holds other things than tensors. If these are "
+            "published weights, remove it: they are downloaded again."
         ) from error
