@@ -45,6 +45,7 @@ from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
+from src.data.sources.image_files import shorten
 from src.errors import UserError, replace_unknown_characters, say
 from src.files import user_path
 from src.lean_loop import Unprofiled, skip_empty_hooks
@@ -90,6 +91,8 @@ _UNWANTED_ADVICE = (
     "sync_dist=True",  # every process logs the same, or for itself
     "smallest subnormal",  # is zero on purpose; numpy 2.0 wonders
     "LeafSpec",  # how Lightning asks torch for one is for them to mend
+    "callbacks used to create the checkpoint need to be provided",  # a run that goes on says what has changed
+    "could not find the monitored key",  # of the best, where nothing validates; a user's own has been looked at before
     "WeightAveraging state cannot be restored",  # only a training needs it; averaged weights are what is tested
 )
 _CKPT_PATH = (
@@ -298,9 +301,7 @@ class ThawCLI(LightningCLI):
         callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(seed)]
         if config.enable_progress_bar and not _progress_bars(config):
             callbacks.append(TQDMProgressBar(refresh_rate=20))
-        if config.fast_dev_run:  # it has none of those that a checkpoint knows
-            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
-        else:
+        if not config.fast_dev_run:
             callbacks += [FirstBatch(), PredictionWriter(), History(not config.enable_progress_bar)]
             callbacks += [*checkpoints(), GracefulStop()]
         return callbacks
@@ -337,6 +338,11 @@ class ThawCLI(LightningCLI):
         saved = SavedTraining.read(Path(checkpoint))
         saved.check_network(self.model.state_dict(), anew=True)
         self.model.load_state_dict(saved.content["state_dict"])
+        if saved.data.get("classes", list(self.datamodule.classes)) != list(self.datamodule.classes):
+            rank_zero_only(print)(
+                f"'{checkpoint}' tells other classes apart, or in another order: {shorten(saved.classes)}. Its head "
+                f"was trained for those; to start with a new one give --model.weights {checkpoint} instead"
+            )
         self.datamodule.expect(saved.data)
         self._say_if_seen(saved)
 
@@ -363,7 +369,8 @@ class ThawCLI(LightningCLI):
     def _why_it_stopped(self) -> list[str]:
         if not self.trainer.should_stop:  # what callbacks know may be of an end that the training was continued from
             return []
-        reasons = [early.stopping_reason_message for early in self._added(EarlyStopping)]
+        last = self.trainer.current_epoch - 1
+        reasons = [early.stopping_reason_message for early in self._added(EarlyStopping) if early.stopped_epoch >= last]
         if any((timer.time_remaining() or 0.0) < 0.0 for timer in self._added(Timer)):
             reasons.append("the time of trainer.max_time was over")
         return [reason for reason in reasons if reason]

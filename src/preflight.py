@@ -20,6 +20,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     GradientAccumulationScheduler,
@@ -29,6 +30,7 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
     Timer,
+    WeightAveraging,
 )
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -42,6 +44,8 @@ from src.plain_errors import LINKED
 
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1")
 _UNFIT: dict[type[Callback], str] = {
+    BatchSizeFinder: "a batch's size is part of its recipe, and it would try others with the head alone. Give "
+    "--data.batch_size.",
     BaseFinetuning: "layers thaw by unfreezing.stages.",
     GradientAccumulationScheduler: (
         "a run that continues within an epoch would not accumulate in it. Give --trainer.accumulate_grad_batches."
@@ -153,6 +157,9 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError(f"ModelCheckpoint's filename is '{callback.filename}', which every run has: give another.")
         if isinstance(callback, ModelCheckpoint) and not callback.dirpath and callback.save_last:
             raise UserError("ModelCheckpoint's save_last would write last.ckpt, which every run has: leave it out.")
+        averaged = any(isinstance(other, WeightAveraging) for other in callbacks)
+        if isinstance(callback, ModelCheckpoint) and callback.save_weights_only and averaged:
+            raise UserError("ModelCheckpoint's save_weights_only would keep weights not averaged: leave it out.")
 
 
 def check_monitors(callbacks: Sequence[Callback], trainer: Trainer) -> None:

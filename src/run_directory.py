@@ -213,6 +213,7 @@ def last_if_any(run: Path | None) -> Path | None:
 
 def run_of(checkpoint: Path) -> Path | None:
     """Find the run directory that a checkpoint lies in, None if it lies elsewhere."""
-    folder = checkpoint.absolute().parent
-    inside = folder.name == FOLDER and folder.parent.name.startswith(_VERSION)
-    return folder.parent if inside else None
+    for folder in checkpoint.absolute().parents:  # a name like {val/f1} makes folders of its own
+        if folder.name == FOLDER and folder.parent.name.startswith(_VERSION):
+            return folder.parent
+    return None

@@ -1003,7 +1003,8 @@ def test_stopping_early_is_told_and_only_then(tmp_path: Path) -> None:
     printed = execute("fit", *words, "10", "--trainer.max_epochs", "5")
     assert re.search(r"^stopped early: .*did not improve", printed, re.M)
     assert "test/acc" in printed
-    printed = execute("fit", *words, "-10", "--trainer.max_epochs", "3", "--ckpt_path", "last")
+    more = ["10", "--trainer.callbacks.patience", "3", "--trainer.max_epochs", "3"]
+    printed = execute("fit", *words, *more, "--ckpt_path", "last")
     assert "epoch   2" in printed
     assert "stopped early" not in printed
 
@@ -1089,7 +1090,6 @@ def test_resuming_clears_what_a_kill_while_saving_left_and_may_change_batches(bo
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 @pytest.mark.parametrize("option", ["--trainer.limit_val_batches", "--trainer.limit_test_batches"])
 def test_a_run_may_do_without_validation_or_test(tmp_path: Path, option: str) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
@@ -1151,6 +1151,14 @@ def test_warm_start_takes_over_the_weights(run: Run, tmp_path: Path) -> None:
     for name in ("backbone.block1_conv1.weight", "backbone.block5_conv3.weight", "head.hidden.weight"):
         assert torch.equal(ours[name], theirs[name])
     assert [row["epoch"] for row in warm.history] == [0]
+
+
+def test_warm_start_from_other_classes_says_so(run: Run, tmp_path: Path) -> None:
+    content = torch.load(run.directory / "checkpoints" / "best.ckpt", weights_only=True)
+    content["ImageDataModule"]["classes"][0] = "teapot"
+    torch.save(content, tmp_path / "teapots.ckpt")
+    words = sample("--run.warm_start", str(tmp_path / "teapots.ckpt"), "--trainer.fast_dev_run", "true")
+    assert re.search(r"teapots\.ckpt' tells other classes apart.*teapot.*--model\.weights", execute("fit", *words))
 
 
 def test_warm_start_on_another_split_says_that_validation_images_may_be_known(run: Run, tmp_path: Path) -> None:

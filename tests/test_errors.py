@@ -155,6 +155,11 @@ OPTIONS = {
         "StochasticWeightAveraging",
         "PolynomialAveraging",
     ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.BatchSizeFinder": ["BatchSizeFinder", "--data.batch_size"],
+    "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging "
+    f"{KEEP_BY} val/f1 --trainer.callbacks.mode max --trainer.callbacks.save_weights_only true": [
+        "ModelCheckpoint's save_weights_only would keep weights not averaged"
+    ],
     "--trainer.callbacks+=lightning.pytorch.callbacks.BackboneFinetuning": ["BackboneFinetuning", "unfreezing.stages"],
     "--trainer.callbacks+=lightning.pytorch.callbacks.GradientAccumulationScheduler "
     "--trainer.callbacks.scheduling '{0: 2}'": [

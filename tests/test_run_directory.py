@@ -127,6 +127,7 @@ def test_missing_checkpoints_say_where_they_were_looked_for(tmp_path: Path) -> N
 def test_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path, "version_0")
     assert run_of(folder / "checkpoints" / "best.ckpt") == folder
+    assert run_of(folder / "checkpoints" / "epoch=3-val" / "f1=0.8.ckpt") == folder
     assert run_of(folder / "best.ckpt") is None
     assert run_of(tmp_path / "checkpoints" / "best.ckpt") is None
     monkeypatch.chdir(folder)

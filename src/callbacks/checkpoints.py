@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from src.files import replacing
@@ -144,6 +144,9 @@ class RunCheckpoint(ModelCheckpoint):
         # puts the others in their place, as for a training that goes on.
         if "current_model_state" in checkpoint and trainer.state.fn != TrainerFn.FITTING:
             pl_module.load_state_dict(checkpoint["state_dict"])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping):  # whose patience is the one that is asked for now
+                checkpoint.get("callbacks", {}).get(callback.state_key, {})["patience"] = callback.patience
         states = [state for state in checkpoint.get("callbacks", {}).values() if "dirpath" in state]
         folder = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("dirpath")
         for state in states:  # of all that save into this folder, the user's own too
