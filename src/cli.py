@@ -73,6 +73,7 @@ from src.run_directory import (
     RunOptions,
     find_checkpoint,
     last_if_any,
+    newest_run,
     run_meant,
     run_name,
     run_of,
@@ -155,7 +156,7 @@ class ThawCLI(LightningCLI):
         place = Path(self.options.root) / self.name
         run = run_meant(place, configs)
         if wanted == "last_if_any" and self.subcommand == "fit":
-            self.checkpoint = last_if_any(run)
+            self.checkpoint = last_if_any(run) or last_if_any(newest_run(place))  # one that this command began
         else:
             self.checkpoint = find_checkpoint(str(wanted), run, place) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
@@ -277,7 +278,7 @@ class ThawCLI(LightningCLI):
         check_trainer(config)
         check_callbacks(_listed(config.callbacks))
         if config.enable_progress_bar is None:
-            config.enable_progress_bar = sys.stderr.isatty() or bool(_progress_bars(config))
+            config.enable_progress_bar = sys.stdout.isatty() or bool(_progress_bars(config))
         config.profiler = config.profiler or Unprofiled()
         config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:

@@ -340,6 +340,16 @@ def test_a_runs_own_configuration_means_that_run(borrowed: Run) -> None:
     assert reports == ["version_1"]
 
 
+def test_a_job_that_repeats_a_run_goes_on_with_its_own(borrowed: Run) -> None:
+    """Though the run whose configuration it was given has no checkpoint to go on from."""
+    shutil.copytree(borrowed.directory, borrowed.directory.with_name("version_2"))
+    shutil.rmtree(borrowed.directory / "checkpoints")
+    config = str(borrowed.directory / "config.yaml")
+    execute("fit", "--config", config, "--ckpt_path", "last_if_any", "--trainer.max_epochs", "2")
+    assert not (borrowed.root / "head" / "version_3").exists()
+    assert len(read_history(borrowed.root / "head" / "version_2" / "history.csv")) == 2
+
+
 def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
     _, files = evaluate(borrowed, "predict")
     assert files == {"predictions.csv"}

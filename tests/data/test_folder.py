@@ -275,6 +275,18 @@ def test_what_is_not_used_is_told(root: Path, capsys: pytest.CaptureFixture[str]
     ]
 
 
+def test_what_is_not_used_need_not_be_readable(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subfolders = folder._subfolders
+
+    def refuse(place: Path) -> list[str]:
+        if place == root:
+            raise PermissionError(13, "Permission denied", str(place / "old"))
+        return subfolders(place)
+
+    monkeypatch.setattr(folder, "_subfolders", refuse)
+    assert len(load(root)["train"]) == 3
+
+
 def test_failed_write_leaves_no_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_the_disk(file: Any, array: np.ndarray) -> None:
         file.write(b"half")

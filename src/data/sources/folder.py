@@ -73,8 +73,9 @@ class ImageFolder(Source):
     def _prepare(self) -> None:
         for split in self._listing.files:
             say_what_is_left_out(self.root / split)
-        if unused := [name for name in _subfolders(self.root) if name not in SPLITS]:
-            rank_zero_only(print)(f"not used in {self.root}: {shorten(unused)} (only {', '.join(SPLITS)} are)")
+        with suppress(OSError):  # what is not used need not be readable
+            if unused := [name for name in _subfolders(self.root) if name not in SPLITS]:
+                rank_zero_only(print)(f"not used in {self.root}: {shorten(unused)} (only {', '.join(SPLITS)} are)")
         unreadable: list[str] = []
         for split, files in self._listing.files.items():
             if self._cached(split) is None:

@@ -87,6 +87,7 @@ def list_images(folder: Path, root: Path) -> list[ImageFile]:
     return sorted(files, key=lambda file: file.name)
 
 
+@rank_zero_only
 def say_what_is_left_out(folder: Path) -> None:
     """Print how many images of kinds that are not taken lie in a folder and below it, if any do."""
     kinds = Counter(
@@ -96,7 +97,7 @@ def say_what_is_left_out(folder: Path) -> None:
         if is_image(name, OTHER_SUFFIXES)
     )
     if kinds:
-        rank_zero_only(print)(
+        print(
             f"{kinds.total():,} images in {folder} are left out, for they are {', '.join(sorted(kinds))}: taken are "
             f"{', '.join(sorted(SUFFIXES))}"
         )
