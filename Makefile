@@ -1,4 +1,5 @@
-# Needs GNU make and Python 3.11 or 3.12 (3.13 was not tried) with its venv module (Debian: python3-venv). What needs the environment makes it first.
+# Needs GNU make and Python 3.11 or 3.12 (3.13 was not tried) with its venv module (Debian: python3-venv).
+# What needs the environment makes it first.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -20,7 +20,7 @@ from src.batch import Batch
 from src.model.classifier import TransferClassifier
 from src.model.muon import Muon
 from src.model.vgg import LAYERS, output_shapes
-from src.process import cores, prepare_process
+from src.process import prepare_process
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     products = matrix_products(options.device, dtype)
     times = interleave({"step": finished(step, options.device), **products}, options.rounds)
     median, low, high = times["step"]
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{cores()} CPU cores"
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {where}, {options.layers} of {len(LAYERS)} layers train")
     quartiles = f"(quartiles {1e3 * low:.1f} to {1e3 * high:.1f})"
     print(f"{1e3 * median:.1f} ms {quartiles}, {options.batch_size / median:,.0f} images/s")

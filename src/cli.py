@@ -98,7 +98,8 @@ _UNWANTED_ADVICE = (
 )
 _CKPT_PATH = (
     "Checkpoint to start from: a file, or `best` or `last` of the newest run of this configuration's name, or of the "
-    "run whose own config.yaml is given; in fit also `last_if_any`, which begins a new run where there is none."
+    "run whose own config.yaml is given, where it lies; in fit also `last_if_any`, which begins a new run where there "
+    "is none."
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EROFS)
@@ -177,7 +178,7 @@ class ThawCLI(LightningCLI):
             raise hidden_error(error) or error from None
 
     def after_instantiate_classes(self) -> None:
-        """Find what would go wrong before a run directory exists."""
+        """Find what would go wrong before a run directory exists, and load weights and images to see."""
         saved, self.saved = self.saved, None  # which is large
         environment = self.trainer._accelerator_connector.cluster_environment
         check_processes(environment, self.trainer.num_devices * self.trainer.num_nodes)
@@ -189,6 +190,8 @@ class ThawCLI(LightningCLI):
             check_graphs(device)
         if self.model.frozen_precision == "int8":
             check_int8(device)
+        if self.subcommand == "fit":
+            self._check_settings()
         if saved is not None:
             self._check_weights(saved)
         elif self.options.warm_start is None:
@@ -307,7 +310,8 @@ class ThawCLI(LightningCLI):
             callbacks += [*checkpoints(), GracefulStop()]
         return callbacks
 
-    def before_fit(self) -> None:
+    def _check_settings(self) -> None:
+        """Refuse what needs neither weights nor images to be seen as wrong."""
         config = self.config_init[self.subcommand]
         trainer = config.trainer
         limited = trainer.max_epochs is not None or (trainer.max_steps == -1 and trainer.max_time is None)
@@ -315,16 +319,19 @@ class ThawCLI(LightningCLI):
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
         check_monitors(_listed(trainer.callbacks), self.trainer)
-        check_batches(self.datamodule, self.trainer, self.options.test_after_fit)
         rate, rates = self._make_optimizer().defaults["lr"], config.unfreezing.learning_rates.from_epoch
         if rates.get(0, rate) != rate:
             rank_zero_only(print)(
                 f"the optimizer's rate of {rate:g} is not used: unfreezing.rates has {rates[0]:g} from epoch 0 on"
             )
+
+    def before_fit(self) -> None:
+        config = self.config_init[self.subcommand]
+        check_batches(self.datamodule, self.trainer, self.options.test_after_fit)
         if self.checkpoint is None and self.options.warm_start is not None:
             self._warm_start(self.options.warm_start)
         cache = config.feature_cache
-        if cache.views is not None and cache.folder is not None and not trainer.fast_dev_run:
+        if cache.views is not None and cache.folder is not None and not config.trainer.fast_dev_run:
             make_folder(cache.folder, "features", "--feature_cache.folder")
         if isinstance(self.trainer.logger, RunLogger):
             make_folder(Path(self.trainer.logger.root_dir), "runs", "--run.root")

@@ -82,17 +82,19 @@ def _unknown_option(match: re.Match[str], options: Options) -> str:
     word = match["word"].partition("=")[0]
     if not word.startswith("-"):
         return f"'{word}' belongs to no option: every value has its option in front of it, as in --model.hidden 128."
-    name = word.lstrip("-").rpartition(".")[2]
-    same_end = sorted(option for option in {*options, *_NESTED} if option.endswith(f".{name}"))
-    hint = f"; did you mean {either(same_end)}?" if same_end else suggestion(word, options)
-    return f"unknown option {word}{hint or f'. {HELP}'}"
+    return f"unknown option {word}{_meant(word, {*options, *_NESTED}) or f'. {HELP}'}"
 
 
 def _unknown_key(match: re.Match[str], options: Options) -> str:
     word, known = match["key"], {option.lstrip("-") for option in {*options, *_NESTED}}
-    same_end = sorted(option for option in known if option.endswith(f".{word.rpartition('.')[2]}"))
-    hint = f"; did you mean {either(same_end)}?" if same_end else suggestion(word, known)
-    return f"unknown key {word} in a configuration file{hint or f'. {HELP}'}"
+    return f"unknown key {word} in a configuration file{_meant(word, known) or f'. {HELP}'}"
+
+
+def _meant(word: str, known: Collection[str]) -> str:
+    """Ask whether the same name in another place was meant, or a similar one."""
+    name = word.lstrip("-").rpartition(".")[2]
+    same_end = sorted(other for other in known if other.endswith(f".{name}"))
+    return f"; did you mean {either(same_end)}?" if same_end else suggestion(word, known)
 
 
 def _linked(match: re.Match[str], options: Options) -> str:

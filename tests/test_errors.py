@@ -389,6 +389,13 @@ def test_neither_network_nor_weights(fail: Fail, tmp_path: Path, monkeypatch: py
     assert "--config configs/with/sample.yaml" in message
 
 
+def test_settings_are_looked_at_before_weights_are_loaded(
+    fail: Fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    assert "monitor is 'val/los'" in fail(f"fit {RECIPE} {STOP_BY} val/los")
+
+
 def test_weights_are_looked_for_before_images_are_decoded(
     fail: Fail, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,16 +406,16 @@ def test_weights_are_looked_for_before_images_are_decoded(
     assert not (tmp_path / "images" / ".thaw-cache").exists()
 
 
-@pytest.mark.parametrize(("command", "split"), [("test", "test"), ("predict", "test")])
+@pytest.mark.parametrize("command", ["test", "predict"])
 def test_images_that_are_not_there_are_asked_for_before_there_is_a_run(
-    fail: Fail, narrow: Path, files: Path, command: str, split: str
+    fail: Fail, narrow: Path, files: Path, command: str
 ) -> None:
     content = torch.load(narrow, weights_only=True)
     head = {"head.linear.weight": torch.zeros(2, 8), "head.linear.bias": torch.zeros(2)}
     torch.save({**content, "state_dict": content["state_dict"] | head}, files / "pets.ckpt")
     options = "--model.hidden 8 --data.source ImageFolder --data.source.root FILES/images --ckpt_path FILES/pets.ckpt"
     message = fail(f"{command} {SAMPLE} {options}")
-    assert f"the data source has no {split} images; add a '{split}' folder beside 'train'" in message
+    assert "the data source has no test images; add a 'test' folder beside 'train'" in message
     assert "--data.source Unlabelled" in message
 
 

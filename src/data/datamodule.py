@@ -19,6 +19,7 @@ from src.data.features import digest
 from src.data.loading import ArrayDataset, BatchLoader
 from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, FOR_PREDICT_ONLY, Source
+from src.data.sources.base import OR_UNLABELLED
 from src.data.split import channel_statistics, train_val_split
 from src.errors import UserError
 from src.replay import Replay
@@ -227,8 +228,7 @@ class ImageDataModule(LightningDataModule):
         """
         if split not in self.datasets:
             raise UserError(
-                f"the data source has no {split} images; add a '{split}' folder beside 'train', or predict images "
-                "without labels: --data.source Unlabelled"
+                f"the data source has no {split} images; add a '{split}' folder beside 'train'{OR_UNLABELLED}"
             )
 
     def _loader(self, split: str, limit: int | float = 1.0) -> BatchLoader:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 UNKNOWN = -1  # label of an image whose class nobody told
+OR_UNLABELLED = ", or predict images without labels: --data.source Unlabelled"  # advice where labels are missed
 
 
 @dataclass(frozen=True, eq=False)

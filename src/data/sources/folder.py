@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.data.sources.base import Images, Source
+from src.data.sources.base import OR_UNLABELLED, Images, Source
 from src.data.sources.image_files import (
+    TAKEN,
     ImageFile,
     checked_side,
     decode_all,
@@ -29,7 +30,6 @@ from src.files import one_at_a_time, replacing, user_path
 SPLITS = ("train", "val", "test")
 CACHE = ".thaw-cache"
 _LONG = 24 * 3600  # seconds, more than decoding takes
-_OR_UNLABELLED = ", or predict images without labels: --data.source Unlabelled"
 CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
 
 
@@ -153,9 +153,7 @@ def _list(root: Path) -> _Listing:
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; set root to the folder that holds train/")
     if not (root / "train").is_dir():
-        raise UserError(
-            f"{root} has no folder train/; put the training images in {root}/train/<class>/{_OR_UNLABELLED}"
-        )
+        raise UserError(f"{root} has no folder train/; put the training images in {root}/train/<class>/{OR_UNLABELLED}")
     classes = _subfolders(root / "train")
     if odd := [name for name in classes if not _is_text(name)]:
         raise UserError(f"{root / 'train'} has class folders whose names are not UTF-8: {shorten(odd)}; rename them")
@@ -178,9 +176,11 @@ def _list_split(root: Path, split: str, classes: list[str]) -> dict[str, list[Im
         raise UserError(f"{root / split} has classes unknown to train: {shorten(unknown)}; rename or remove")
     by_class = {name: list_images(root / split / name, root) for name in present}
     if empty := [name for name, files in by_class.items() if not files]:
-        raise UserError(f"{root / split} has class folders without images: {shorten(empty)}; fill or remove")
+        raise UserError(
+            f"{root / split} has class folders without images: {shorten(empty)}; fill or remove (taken are {TAKEN})"
+        )
     if not by_class:
-        raise UserError(f"{root / split} has no class folders; fill or remove it{_OR_UNLABELLED}")
+        raise UserError(f"{root / split} has no class folders; fill or remove it{OR_UNLABELLED}")
     return by_class
 
 

@@ -17,6 +17,7 @@ from src.errors import UserError
 from src.process import cores
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+TAKEN = ", ".join(sorted(SUFFIXES))
 OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff"})
 """Of images that are not taken."""
 CHUNK = 64  # images a thread decodes at a time, at most
@@ -98,8 +99,8 @@ def say_what_is_left_out(folder: Path) -> None:
     )
     if kinds:
         print(
-            f"{kinds.total():,} images in {folder} are left out, for they are {', '.join(sorted(kinds))}: taken are "
-            f"{', '.join(sorted(SUFFIXES))}"
+            f"{kinds.total():,} images in {folder} are left out, for they are {', '.join(sorted(kinds))}: "
+            f"taken are {TAKEN}"
         )
 
 
