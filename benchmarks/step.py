@@ -3,8 +3,8 @@
     python -m benchmarks.step [--layers 4] [--batch-size 32] [--image-size 32] [--half] [--muon]
         [--compile] [--cuda-graphs] [--device cuda]
 
-With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit, with
-arithmetic.py and timing.py, it tells what a change of the step brought.
+With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit that has
+src/process.py, with arithmetic.py and timing.py, it tells what a change of the step brought.
 """
 
 from __future__ import annotations
