@@ -408,13 +408,10 @@ def test_weights_are_looked_for_before_images_are_decoded(
 
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_images_that_are_not_there_are_asked_for_before_there_is_a_run(
-    fail: Fail, narrow: Path, files: Path, command: str
+    fail: Fail, two_classes: Path, command: str
 ) -> None:
-    content = torch.load(narrow, weights_only=True)
-    head = {"head.linear.weight": torch.zeros(2, 8), "head.linear.bias": torch.zeros(2)}
-    torch.save({**content, "state_dict": content["state_dict"] | head}, files / "pets.ckpt")
-    options = "--model.hidden 8 --data.source ImageFolder --data.source.root FILES/images --ckpt_path FILES/pets.ckpt"
-    message = fail(f"{command} {SAMPLE} {options}")
+    options = "--model.hidden 8 --data.source ImageFolder --data.source.root FILES/images"
+    message = fail(f"{command} {SAMPLE} {options} --ckpt_path {two_classes}")
     assert "the data source has no test images; add a 'test' folder beside 'train'" in message
     assert "--data.source Unlabelled" in message
 
@@ -480,6 +477,15 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def two_classes(narrow: Path) -> Path:
+    """Save the same of two classes instead of ten."""
+    content = torch.load(narrow, weights_only=True)
+    content["state_dict"] |= {"head.linear.weight": torch.zeros(2, 8), "head.linear.bias": torch.zeros(2)}
+    torch.save(content, narrow.with_name("two.ckpt"))
+    return narrow.with_name("two.ckpt")
+
+
 @pytest.mark.parametrize(
     ("option", "advice"), [("--ckpt_path", "config.yaml"), ("--run.warm_start", "backbone alone, instead of run.warm")]
 )
@@ -524,12 +530,9 @@ def test_processes_that_were_asked_for_are_taken(fail: Fail, monkeypatch: pytest
     assert "above 0 and below 1" in fail(f"fit {SAMPLE} {options}")
 
 
-def test_a_part_of_what_lies_by_class_is_refused_to_other_commands(fail: Fail, files: Path, narrow: Path) -> None:
-    content = torch.load(narrow, weights_only=True)
-    head = {"head.linear.weight": torch.zeros(2, 8), "head.linear.bias": torch.zeros(2)}
-    torch.save({**content, "state_dict": content["state_dict"] | head}, files / "two.ckpt")
+def test_a_part_of_what_lies_by_class_is_refused_to_other_commands(fail: Fail, two_classes: Path) -> None:
     options = "--model.hidden 8 --data.source ImageFolder --data.source.root FILES/sorted --data.batch_size 2"
-    message = fail(f"validate {SAMPLE} {options} --ckpt_path FILES/two.ckpt --trainer.limit_val_batches 0.4")
+    message = fail(f"validate {SAMPLE} {options} --ckpt_path {two_classes} --trainer.limit_val_batches 0.4")
     assert "the val images lie class by class" in message
 
 
