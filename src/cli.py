@@ -65,6 +65,7 @@ from src.preflight import (
     check_processes,
     check_trainer,
     check_whole_classes,
+    count_batches,
     make_folder,
 )
 from src.process import prepare_process
@@ -180,6 +181,7 @@ class ThawCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists, and load weights and images to see."""
         saved, self.saved = self.saved, None  # which is large
+        start = None
         environment = self.trainer._accelerator_connector.cluster_environment
         check_processes(environment, self.trainer.num_devices * self.trainer.num_nodes)
         device = self.trainer.strategy.root_device
@@ -194,8 +196,10 @@ class ThawCLI(LightningCLI):
             self._check_settings()
         if saved is not None:
             self._check_weights(saved)
-        elif self.options.warm_start is None:
-            self.model.load_pretrained()  # before images are looked for, which may take longer
+        elif self.options.warm_start is not None:  # before images are looked for, which may take longer
+            start = self._warm_start(Path(self.options.warm_start))
+        else:
+            self.model.load_pretrained()
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
         if self.subcommand in ("test", "predict"):
@@ -211,6 +215,10 @@ class ThawCLI(LightningCLI):
             self._check_place(saved.path)
             if self.subcommand == "validate":
                 self._say_if_seen(saved)
+        elif start is not None:
+            self._say_of_other_classes(start)
+            self.datamodule.expect(start.data)
+            self._say_if_seen(start)
 
     def _say_if_seen(self, saved: SavedTraining) -> None:
         """Say that a network may know the images by which it is judged from now on."""
@@ -244,7 +252,8 @@ class ThawCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         saved.check_whole()
         stay = config.feature_cache.views is not None
-        saved.check_data(self.datamodule.identity(self.trainer.world_size, stay))
+        taken, _ = count_batches(self.datamodule, self.trainer, "train")
+        saved.check_data(self.datamodule.identity(self.trainer.world_size, stay), taken)
         if not config.trainer.fast_dev_run:
             saved.check_end(self.trainer.max_epochs)
         saved.check_time(self._added(Timer))
@@ -328,8 +337,6 @@ class ThawCLI(LightningCLI):
     def before_fit(self) -> None:
         config = self.config_init[self.subcommand]
         check_batches(self.datamodule, self.trainer, self.options.test_after_fit)
-        if self.checkpoint is None and self.options.warm_start is not None:
-            self._warm_start(self.options.warm_start)
         cache = config.feature_cache
         if cache.views is not None and cache.folder is not None and not config.trainer.fast_dev_run:
             make_folder(cache.folder, "features", "--feature_cache.folder")
@@ -342,17 +349,18 @@ class ThawCLI(LightningCLI):
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"model.optimizer cannot be made: {str(error).rstrip('.')}.") from error
 
-    def _warm_start(self, checkpoint: str) -> None:
-        saved = SavedTraining.read(Path(checkpoint))
+    def _warm_start(self, checkpoint: Path) -> SavedTraining:
+        saved = SavedTraining.read(checkpoint)
         saved.check_network(self.model.state_dict(), anew=True)
         self.model.load_state_dict(saved.content["state_dict"])
+        return saved
+
+    def _say_of_other_classes(self, saved: SavedTraining) -> None:
         if saved.data.get("classes", list(self.datamodule.classes)) != list(self.datamodule.classes):
             rank_zero_only(print)(
-                f"'{checkpoint}' tells other classes apart, or in another order: {shorten(saved.classes)}. Its head "
-                f"was trained for those; to start with a new one give --model.weights {checkpoint} instead"
+                f"'{saved.path}' tells other classes apart, or in another order: {shorten(saved.classes)}. Its head "
+                f"was trained for those; to start with a new one give --model.weights {saved.path} instead"
             )
-        self.datamodule.expect(saved.data)
-        self._say_if_seen(saved)
 
     def after_fit(self) -> None:
         if self.config_init[self.subcommand].trainer.fast_dev_run:

@@ -1,6 +1,6 @@
 """Compare runs: `python -m src.compare runs/head runs/last4`.
 
-Runs that differ only in their seed share a row, as mean ± standard deviation.
+Runs that differ only in their seed share a row, as mean ± standard deviation; one that ended early has its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from src.callbacks.checkpoints import BEST
 from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import CSV as HISTORY
 from src.callbacks.history import Row, read_history
@@ -48,7 +49,7 @@ class Run:
     config: dict[str, Any]
     history: list[Row]
     report: dict[str, Any]
-    """Empty where the run was not tested."""
+    """Empty where the run was not tested, or was trained on since and has another best epoch."""
 
     @property
     def recipe(self) -> str:
@@ -61,6 +62,23 @@ class Run:
         apart = ("seed_everything", "run", "ckpt_path")
         told = settings({key: value for key, value in self.config.items() if key not in apart})
         return told | {"run.warm_start": self.config["run"].get("warm_start")}
+
+    @property
+    def unfinished(self) -> str:
+        """How far a training came that neither trained all of its epochs nor was told to end sooner; else nothing."""
+        trainer = self.config["trainer"]
+        epochs = trainer["max_epochs"] or -1
+        sooner = trainer["max_time"] or "EarlyStopping" in json.dumps(trainer["callbacks"])
+        return f"{len(self.history)} of {epochs} epochs" if len(self.history) < epochs and not sooner else ""
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether a better epoch came after the best checkpoint was tested."""
+        validated = [row for row in self.history if "val/acc" in row]
+        once = self.config["trainer"]["val_check_interval"] in (None, 1.0)  # else an epoch may have been better
+        if not validated or not once or self.report.get("checkpoint") != BEST or "epoch" not in self.report:
+            return False
+        return max(validated, key=lambda row: row["val/acc"])["epoch"] != self.report["epoch"]
 
     @property
     def layers(self) -> str:
@@ -124,18 +142,26 @@ def _read_run(path: Path) -> Run:
         config = yaml.safe_load((folder / CONFIG).read_text())
         report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
         run = Run(folder, f"{folder.parent.name}/{folder.name}", config, read_history(folder / HISTORY), report)
+        if run.outgrown:
+            print(
+                f"the test of '{folder}' is left out: its best epoch is another one now; test it again", file=sys.stderr
+            )
+            run = replace(run, report={})
         # All that will be asked of it, while it is known which run it is about.
-        _ = run.layers, run.recipe, run.metrics(), [row["epoch"] for row in run.history]
+        _ = run.layers, run.recipe, run.unfinished, run.metrics(), [row["epoch"] for row in run.history]
     except (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"the run '{folder}' has a damaged {CONFIG}, {HISTORY} or {REPORT}: {error!r}.") from error
     return run
 
 
 def recipes(runs: Iterable[Run]) -> list[list[Run]]:
-    """Put runs that differ only in their seed together, in the order of their first ones."""
-    groups: dict[str, list[Run]] = {}
+    """Put runs that differ only in their seed together, in the order of their first ones.
+
+    An unfinished one is no further seed: what it reached would stand for a recipe that it did not complete.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.recipe, []).append(run)
+        groups.setdefault((run.recipe, run.unfinished), []).append(run)
     return list(groups.values())
 
 
@@ -148,14 +174,21 @@ def distinct(runs: Iterable[Run]) -> list[Run]:
 
 def label(group: Sequence[Run]) -> str:
     """Name a recipe after its first run."""
-    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
+    name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
+    return f"{name} ({group[0].unfinished})" if group[0].unfinished else name
+
+
+def _count(group: Sequence[Run]) -> str:
+    """Count runs, and their seeds if they are fewer: a seed's second run is no second try."""
+    seeds = len({run.config["seed_everything"] for run in group})
+    return str(len(group)) if seeds == len(group) else f"{len(group)} ({seeds} seed{'s' * (seeds > 1)})"
 
 
 def table(groups: Sequence[Sequence[Run]]) -> list[dict[str, str]]:
     """Lay out one row a recipe: mean, and standard deviation where there are several runs."""
     rows = []
     for group, differing in zip(groups, _differing([group[0].settings for group in groups]), strict=True):
-        row = {"recipe": label(group), "runs": str(len(group)), "settings": differing, "layers": group[0].layers}
+        row = {"recipe": label(group), "runs": _count(group), "settings": differing, "layers": group[0].layers}
         every = [run.metrics() for run in group]
         for name in COLUMNS[4:]:
             values = [figures[name] for figures in every if name in figures]

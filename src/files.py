@@ -16,11 +16,6 @@ _PATIENCE = 3.0  # seconds
 _umask_lock = Lock()
 
 
-def printable(name: str) -> str:
-    """Give a file's name as text; what is no UTF-8 in it shows as question marks."""
-    return os.fsencode(name).decode(errors="replace")
-
-
 def user_path(text: str) -> Path:
     """Turn a path as a user writes it, with `~` and `$VARIABLES`, into one; shells leave those after a `=`."""
     return Path(os.path.expandvars(os.path.expanduser(text)))

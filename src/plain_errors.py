@@ -34,6 +34,7 @@ LINKED = {
     "model.image_size": "it is the data's: give data.source.init_args.image_size, or enlarge with data.input_size.",
 }
 """Settings that follow from others, and what to do instead of giving them."""
+_LONGEST = 60  # characters of a value that a message repeats
 _NESTED = (
     "--data.source.init_args.root",
     "--data.source.init_args.image_size",
@@ -98,7 +99,7 @@ def _meant(word: str, known: Collection[str]) -> str:
 
 
 def _linked(match: re.Match[str], options: Options) -> str:
-    return f"{match['key']} cannot be set: {LINKED.get(match['key']) or 'it follows from other options.'}"
+    return f"{match['key']} cannot be set: {LINKED[match['key']]}"
 
 
 def _unknown_command(match: re.Match[str], options: Options) -> str:
@@ -175,8 +176,8 @@ def _quoted(value: str) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(value) or f"'{_short(value)}'"
 
 
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[:limit] + "…"
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 def _no_gpu(match: re.Match[str], options: Options) -> str:

@@ -288,6 +288,12 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
+def count_batches(data: ImageDataModule, trainer: Trainer, split: str) -> tuple[int, int]:
+    """Count a process's batches of a split: those that are taken, and all that there are."""
+    batches = len(data.batches(split, trainer.global_rank, trainer.world_size))
+    return taken_batches(batches, getattr(trainer, f"limit_{split}_batches")), batches
+
+
 def check_whole_classes(data: ImageDataModule, trainer: Trainer, splits: Collection[str]) -> None:
     """Refuse to judge by a part of images that lie class by class: whole classes would be left out.
 
@@ -297,12 +303,12 @@ def check_whole_classes(data: ImageDataModule, trainer: Trainer, splits: Collect
         splits: Those to judge by.
     """
     for split in data.datasets.keys() & splits:
-        limit = getattr(trainer, f"limit_{split}_batches")
-        batches = len(data.batches(split, trainer.global_rank, trainer.world_size))
-        if 0 < taken_batches(batches, limit) < batches and data.datasets[split].lie_by_class:
+        taken, batches = count_batches(data, trainer, split)
+        if 0 < taken < batches and data.datasets[split].lie_by_class:
             raise UserError(
-                f"trainer.limit_{split}_batches is {limit}, and the {split} images lie class by class, so that whole "
-                f"classes would be left out: keep fewer images in the folder {split}/ instead."
+                f"trainer.limit_{split}_batches is {getattr(trainer, f'limit_{split}_batches')}, and the {split} "
+                "images lie class by class, so that whole classes would be left out: keep fewer images in the folder "
+                f"{split}/ instead."
             )
 
 
@@ -314,12 +320,12 @@ def check_batches(data: ImageDataModule, trainer: Trainer, tests: bool) -> None:
         trainer: Says how many batches are taken.
         tests: Whether a test follows the training.
     """
-    batches = {split: len(data.batches(split, trainer.global_rank, trainer.world_size)) for split in data.datasets}
-    for split in batches.keys() if tests else batches.keys() - {"test"}:
+    for split in data.datasets.keys() if tests else data.datasets.keys() - {"test"}:
+        taken, batches = count_batches(data, trainer, split)
         limit = getattr(trainer, f"limit_{split}_batches")
-        if (limit or split == "train") and not taken_batches(batches[split], limit):
-            raise UserError(f"trainer.limit_{split}_batches is {limit}: of {batches[split]} batches that leaves none.")
-    taken = taken_batches(batches["train"], trainer.limit_train_batches)
+        if (limit or split == "train") and not taken:
+            raise UserError(f"trainer.limit_{split}_batches is {limit}: of {batches} batches that leaves none.")
+    taken, _ = count_batches(data, trainer, "train")
     interval = trainer.val_check_interval
     if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > taken:
         raise UserError(

@@ -17,6 +17,9 @@ from src.errors import UserError
 from src.files import replacing
 from src.run_directory import CONFIG, RunLogger
 
+_ORIGIN = ("model.weights", "model.weights_input", "data.standardize")
+"""Settings that make a training's first weights and its input, of which its checkpoint holds the outcome."""
+
 
 class SaveConfig(SaveConfigCallback):
     """Write the resolved configuration of a training, and show it in TensorBoard's HParams tab."""
@@ -32,14 +35,22 @@ class SaveConfig(SaveConfigCallback):
         self._hold(trainer)
         path = Path(trainer.log_dir or ".") / CONFIG  # asks all processes
         before = _content(path) if trainer.is_global_zero else None
-        if before is not None:  # of the run that goes on; what it once started from stays so
-            self.config.run.warm_start = settings(before).get("run.warm_start")
+        if before is not None:  # of the run that goes on
+            self._keep_origin(settings(before))
         with replacing(path) if trainer.is_global_zero else nullcontext(path) as temporary:
             self.config_filename = temporary.name  # Lightning empties what it writes to, and fills it some time later
             super().setup(trainer, pl_module, stage)
         if before is not None:
             for change in changes(before, _content(path) or {}):
                 print(f"goes on with {change}", flush=True)
+
+    def _keep_origin(self, before: Mapping[str, Any]) -> None:
+        """Write down what the run once started from, and say where the command has it otherwise."""
+        self.config.run.warm_start = before.get("run.warm_start")  # a job that is started again names the first one
+        for name in _ORIGIN:
+            if name in before and self.config[name] != before[name]:
+                print(f"{name} stays {json.dumps(before[name])}, as the training began", flush=True)
+                self.config[name] = before[name]
 
     def _hold(self, trainer: Trainer) -> None:
         """Keep other trainings out; if one is there all processes end, lest they wait for the first in vain."""

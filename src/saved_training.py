@@ -152,11 +152,12 @@ class SavedTraining:
                 f"--run.warm_start {self.path}."
             )
 
-    def check_data(self, now: Mapping[str, Any]) -> None:
+    def check_data(self, now: Mapping[str, Any], taken: int) -> None:
         """Refuse to continue on other images, or within an epoch with other batches.
 
         Args:
             now: The data module's identity.
+            taken: How many batches an epoch takes of each process's.
         """
         saved = {**now, **self.data.get("identity", {})}
         if not self.saw(now):
@@ -166,7 +167,7 @@ class SavedTraining:
                 f"--run.warm_start {self.path}."
             )
         loop = self.content["loops"]["fit_loop"]
-        within = any(loader.get("served") for loader in loop["state_dict"].get("combined_loader", []))
+        within = max((loader.get("served", 0) for loader in loop["state_dict"].get("combined_loader", [])), default=0)
         epoch = loop["epoch_progress"]["current"]
         if within and epoch["processed"] == epoch["started"]:
             raise UserError(
@@ -181,6 +182,11 @@ class SavedTraining:
                     f"ones: {what} was {json.dumps(saved[name])} and is {json.dumps(now[name])}. Finish the epoch with "
                     f"{means}."
                 )
+        if within and within >= taken:
+            raise UserError(
+                f"'{self.path}' was saved after {within} batches of an epoch, and trainer.limit_train_batches leaves "
+                f"{taken} to it: finish the epoch with more."
+            )
 
     def saw(self, now: Mapping[str, Any]) -> bool:
         """Tell whether these are the images that it was trained and validated on, split alike, as far as it says.

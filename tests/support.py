@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,35 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parallel import DistributedDataParallel
 
+from src.callbacks.history import Row, read_history
 from src.model.int8 import supported
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_int8 = pytest.mark.skipif(not supported(), reason="this processor has no instructions for eight bits")
 REPOSITORY = Path(__file__).resolve().parent.parent
-
+_TIMES = ("images_per_second", "train_seconds")
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+
+
+def on_sample(recipe: str, options: Mapping[str, Any], *more: str, processes: int = 1) -> list[str]:
+    """Give a command's words for a recipe on built-in images, on the CPU even where there is a GPU."""
+    files = [recipe, "with/sample", *["with/ddp"] * (processes > 1)]
+    options = {"trainer.accelerator": "cpu", "trainer.devices": processes, **options}
+    configs = [f"--config={REPOSITORY / 'configs' / file}.yaml" for file in files]
+    return [*configs, *(f"--{name}={value}" for name, value in options.items()), *more]
+
+
+def signal_at(epoch: int, batch: int, name: str) -> list[str]:
+    """Give the words that have a training send itself a signal before a batch."""
+    callback = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", str(epoch)]
+    return [*callback, "--trainer.callbacks.batch", str(batch), "--trainer.callbacks.name", name]
+
+
+def untimed(run_directory: Path) -> list[Row]:
+    """Read what a run has measured in each epoch, but for how long it took."""
+    rows = read_history(run_directory / "history.csv")
+    return [{name: value for name, value in row.items() if name not in _TIMES} for row in rows]
 
 
 def documented_code(language: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import on_sample
 
 from benchmarks import ablation, race
 from benchmarks.arithmetic import step_gflop
@@ -93,7 +94,7 @@ def test_race_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_a_training_that_was_cut_off_before_its_first_checkpoint_is_done_again(tmp_path: Path) -> None:
-    words = ["--config=configs/head.yaml", "--config=configs/with/sample.yaml", "--data.source.size=50"]
+    words = on_sample("head", {"data.source.size": 50})
     first = train(tmp_path, "run", 1, words)
     (folder,) = tmp_path.glob("run-*")
     (folder / "version_0" / "history.csv").unlink()

@@ -27,7 +27,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import Profiler
 from PIL import Image
-from support import REPOSITORY, documented_code
+from support import documented_code, on_sample, signal_at, untimed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -81,10 +81,11 @@ def execute(*words: str) -> str:
 
 def sample(*words: str) -> list[str]:
     """Give the words for 50 images: 35 to train and 15 to validate; and 10 to test."""
-    configs = [REPOSITORY / "configs" / file for file in ("head.yaml", "with/sample.yaml")]
-    options = f"--data.source.init_args.size 50 --data.batch_size {BATCH} --model.optimizer.init_args.lr 1e-3"
-    options += " --seed_everything 1 --trainer.log_every_n_steps 2 --trainer.accelerator cpu"
-    return [word for config in configs for word in ("--config", str(config))] + options.split() + list(words)
+    options = {
+        "data.source.init_args.size": 50, "data.batch_size": BATCH, "model.optimizer.init_args.lr": 1e-3,
+        "seed_everything": 1, "trainer.log_every_n_steps": 2,
+    }  # fmt: skip
+    return on_sample("head", options, *words)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,7 @@ def test_batches_are_drawn_against_the_step(run: Run, events: EventAccumulator) 
 
 def test_pictures_in_tensorboard(events: EventAccumulator) -> None:
     assert {"first_batch", "confusion_matrix", "predictions"} <= set(events.Tags()["images"])
-    image = events.Images("first_batch")[0]
+    (image,) = events.Images("first_batch")  # of two epochs
     assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
@@ -326,7 +327,7 @@ def test_validate_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> N
     assert f"val/acc {borrowed.history[0]['val/acc']:.4f}" in printed
     report = json.loads((borrowed.directory / "val_report.json").read_text())
     assert report["accuracy"] == pytest.approx(borrowed.history[0]["val/acc"], abs=1e-4)
-    assert report["checkpoint"] == "best.ckpt"
+    assert (report["checkpoint"], report["epoch"]) == ("best.ckpt", borrowed.checkpoint("best.ckpt")["epoch"])
     with (borrowed.directory / "val_predictions.csv").open(newline="") as file:
         right = [row["true"] == row["predicted"] for row in csv.DictReader(file)]
     assert len(right) == 15
@@ -501,6 +502,37 @@ def test_a_network_of_which_nothing_is_left_is_not_kept(tmp_path: Path, capsys: 
     assert not list(tmp_path.glob("**/*.ckpt"))
 
 
+@pytest.mark.slow
+def test_weights_that_become_infinite_leave_the_checkpoints_of_before(
+    borrowed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [borrowed.directory / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(SystemExit):
+        execute("fit", *sample("--ckpt_path", "last", "--trainer.max_epochs=3", "--model.optimizer.init_args.lr=1e38"))
+    assert "error: in epoch 1, counted from 0, weights became infinite" in capsys.readouterr().err
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["run", "best"])
+def test_a_best_checkpoint_that_is_elsewhere_or_gone_is_made_anew(borrowed: Run, tmp_path: Path, lost: str) -> None:
+    """However good it was: the run that goes on would else test nothing, or what is another run's."""
+    last, wanted, directory = borrowed.directory / "checkpoints" / "last.ckpt", "last", borrowed.directory
+    content = torch.load(last, weights_only=True)
+    (best,) = (state for name, state in content["callbacks"].items() if "val/acc" in name)
+    best["best_model_score"] = best["kth_value"] = torch.tensor(2.0)
+    best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(2.0))
+    torch.save(content, last)
+    if lost == "run":
+        wanted, directory = str(shutil.copy(last, tmp_path / "copy.ckpt")), directory.parent / "version_2"
+    else:
+        (directory / "checkpoints" / "best.ckpt").unlink()
+    execute("fit", *sample("--ckpt_path", wanted, "--trainer.max_epochs", "2"))
+    assert Run(directory, "").checkpoint("best.ckpt")["epoch"] == 1
+    assert json.loads((directory / "test_report.json").read_text())["epoch"] == 1
+
+
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_weights_that_are_no_numbers_are_refused(
     borrowed: Run, capsys: pytest.CaptureFixture[str], command: str
@@ -641,6 +673,12 @@ def test_what_a_continued_run_has_otherwise_is_said(borrowed: Run) -> None:
         "trainer.max_epochs 2, which was 1",
     ]
     assert borrowed.config["run"]["warm_start"] == "where/it/came/from.ckpt"
+    input_of_weights = ["--data.standardize", "weights", "--model.weights_input", "IMAGENET1K_V1"]
+    printed = execute("fit", *words, "--trainer.max_epochs", "2", *input_of_weights)
+    assert 'data.standardize stays "dataset", as the training began' in printed
+    assert "model.weights_input stays null, as the training began" in printed
+    assert "goes on with data" not in printed
+    assert borrowed.config["data"]["standardize"] == "dataset"
     more = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
     for epochs, said in ((3, True), (4, False)):  # what is null in a callback is no change
         printed = execute("fit", *words, *more, "--trainer.max_epochs", str(epochs))
@@ -806,18 +844,12 @@ def test_validation_within_an_epoch_stands_in_the_history_of_a_run_that_was_stop
     """Of five batches the third is followed by one, the fourth by the stop."""
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
     words += ["--data.batch_size", "7", "--trainer.val_check_interval", "3"]
-    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 3"
     execute("fit", *words, "--run.name", "straight")
     with pytest.raises(SystemExit):
-        execute("fit", *words, "--run.name", "stopped", *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+        execute("fit", *words, "--run.name", "stopped", *signal_at(0, 3, "SIGTERM"))
     execute("fit", *words, "--run.name", "stopped", "--ckpt_path", "last")
-    straight, stopped = (
-        read_history(tmp_path / name / "version_0" / "history.csv") for name in ("straight", "stopped")
-    )
-    apart = ("images_per_second", "train_seconds")
-    assert [{k: v for k, v in row.items() if k not in apart} for row in stopped] == [
-        {k: v for k, v in row.items() if k not in apart} for row in straight
-    ]
+    straight, stopped = (untimed(tmp_path / name / "version_0") for name in ("straight", "stopped"))
+    assert stopped == straight
     assert "val/acc" in straight[0]
 
 
@@ -898,11 +930,8 @@ def test_a_step_asks_for_few_contexts_and_leaves_the_callbacks_of_others_alone(
 
 def test_a_stop_in_the_last_step_is_one(tmp_path: Path) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1")
-    stop = (
-        f"--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch {STEPS - 1}"
-    )
     with pytest.raises(SystemExit) as stopped:
-        execute("fit", *words, *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+        execute("fit", *words, *signal_at(0, STEPS - 1, "SIGTERM"))
     assert stopped.value.code == 143
     assert not (tmp_path / "head" / "version_0" / "test_report.json").exists()
 
@@ -910,9 +939,8 @@ def test_a_stop_in_the_last_step_is_one(tmp_path: Path) -> None:
 def test_a_stop_comes_though_every_step_is_followed_by_a_validation(tmp_path: Path) -> None:
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
     words += ["--data.batch_size", "7", "--trainer.val_check_interval", "1"]
-    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 1"
     with pytest.raises(SystemExit) as stopped:
-        execute("fit", *words, *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+        execute("fit", *words, *signal_at(0, 1, "SIGTERM"))
     assert stopped.value.code == 143
     last = torch.load(tmp_path / "head" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
@@ -926,9 +954,8 @@ def test_a_stop_does_not_leave_out_a_validation_within_the_epoch(tmp_path: Path,
     words += ["--data.batch_size", "7", "--trainer.val_check_interval", "2"]
     words += ["--trainer.check_val_every_n_epoch", counted]
     witness = "--trainer.callbacks+=tests.support.Validations --trainer.callbacks.file"
-    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 1"
     seen = {}
-    for name, more in (("straight", []), ("stopped", [*stop.split(), "--trainer.callbacks.name", "SIGTERM"])):
+    for name, more in (("straight", []), ("stopped", signal_at(0, 1, "SIGTERM"))):
         file = tmp_path / f"{name}.txt"
         run = [*words, "--run.name", name, *witness.split(), str(file)]
         if more:
@@ -1049,15 +1076,19 @@ def test_resuming_on_other_images_is_refused(borrowed: Run, capsys: pytest.Captu
             "number of processes was 1 and is 2. Finish the epoch with as many devices.",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            ["--trainer.limit_train_batches", "2"],
+            "saved after 2 batches of an epoch, and trainer.limit_train_batches leaves 2 to it: finish the epoch",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_batches_of_an_epoch_that_was_begun_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: list[str], refused: str
 ) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--run.test_after_fit", "false")
-    stop = "--trainer.callbacks+=tests.support.SignalAt --trainer.callbacks.epoch 0 --trainer.callbacks.batch 1"
     with pytest.raises(SystemExit):
-        execute("fit", *words, *stop.split(), "--trainer.callbacks.name", "SIGTERM")
+        execute("fit", *words, *signal_at(0, 1, "SIGTERM"))
     capsys.readouterr()
     with pytest.raises(SystemExit):
         execute("fit", *words, "--ckpt_path", "last", *changed)

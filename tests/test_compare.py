@@ -6,14 +6,17 @@ import csv
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from src.callbacks.history import read_history, write_history
-from src.compare import main
+from src.compare import main, picture, read_run, recipes
 
 STAGES = {"0": 0, "1": 4}  # as YAML has them
+TRAINER = {"max_epochs": 2, "max_time": None, "callbacks": None, "val_check_interval": None}
+STOPPING = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}]
 
 
 def make_run(
@@ -24,10 +27,12 @@ def make_run(
     tested: bool = True,
     warm_start: str | None = None,
     stages: dict[str, int] | None = None,
+    trainer: dict[str, Any] | None = None,
 ) -> Path:
     folder.mkdir(parents=True)
     options = {"root": str(folder), "warm_start": warm_start}
     config = {"seed_everything": seed, "unfreezing": {"stages": stages or STAGES}, "run": options, "rate": rate}
+    config |= {"trainer": TRAINER | (trainer or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     common = {"trainable_parameters": 7e6, "train_seconds": 90.0, "images_per_second": 400.0}
     rows = [{"epoch": e, "train/acc": 0.5, "val/acc": acc, **common} for e, acc in enumerate((best, best - 0.1))]
@@ -64,6 +69,13 @@ def test_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_curves_are_of_validation_and_dotted_of_training(tmp_path: Path) -> None:
+    figure = picture(recipes([read_run(make_run(tmp_path / "last4" / "version_0", 0.7))]))
+    by_time, by_epoch = ([line.get_xydata().tolist() for line in axes.lines] for axes in figure.axes)
+    assert by_time == [[[1.5, 0.7], [3, pytest.approx(0.6)]]]
+    assert by_epoch == [[[1, 0.7], [2, pytest.approx(0.6)]], [[1, 0.5], [2, 0.5]]]
+
+
 def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "last4" / f"version_{i}", acc, seed=i) for i, acc in enumerate((0.70, 0.72, 0.74))]
     other = make_run(tmp_path / "last4" / "version_3", 0.8, rate=1e-2)
@@ -74,6 +86,52 @@ def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None
         "72.0 % ± 2.0",
     )
     assert (second["runs"], second["best val/acc"]) == ("1", "80.0 %")
+
+
+def test_a_seed_that_ran_twice_is_no_second_seed(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "last4" / f"version_{i}", 0.7, seed=seed) for i, seed in enumerate((1, 1, 2))]
+    assert [row["runs"] for row in compare(tmp_path, *runs)] == ["3 (2 seeds)"]
+    assert [row["runs"] for row in compare(tmp_path, *runs[:2])] == ["2 (1 seed)"]
+
+
+def test_a_training_that_was_killed_is_no_further_seed(tmp_path: Path) -> None:
+    killed, whole = (make_run(tmp_path / "last4" / f"version_{i}", 0.7 + i / 10, seed=i) for i in range(2))
+    write_history(read_history(killed / "history.csv")[:1], killed / "history.csv")
+    rows = compare(tmp_path, killed, whole)
+    assert [(row["recipe"], row["runs"], row["best val/acc"]) for row in rows] == [
+        ("last4/version_0 (1 of 2 epochs)", "1", "70.0 %"),
+        ("last4/version_1", "1", "80.0 %"),
+    ]
+
+
+@pytest.mark.parametrize("ends", [{"callbacks": STOPPING}, {"max_time": "00:08:00:00"}, {"max_epochs": -1}])
+def test_a_training_that_may_end_early_is_a_seed_wherever_it_ends(tmp_path: Path, ends: dict[str, Any]) -> None:
+    runs = [
+        make_run(tmp_path / "last4" / f"version_{i}", 0.7, seed=i, trainer={"max_epochs": 9} | ends) for i in range(2)
+    ]
+    write_history(read_history(runs[0] / "history.csv")[:1], runs[0] / "history.csv")
+    assert [row["runs"] for row in compare(tmp_path, *runs)] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("report", "trainer", "shown"),
+    [
+        ({"checkpoint": "best.ckpt", "epoch": 0}, {}, "69.0 %"),
+        ({"checkpoint": "best.ckpt", "epoch": 1}, {}, ""),
+        ({"checkpoint": "best_f1.ckpt", "epoch": 1}, {}, "69.0 %"),
+        ({"checkpoint": "best.ckpt"}, {}, "69.0 %"),  # of an earlier version
+        ({"checkpoint": "best.ckpt", "epoch": 1}, {"val_check_interval": 0.5}, "69.0 %"),
+    ],
+)
+def test_a_test_before_a_better_epoch_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], report: dict[str, Any], trainer: dict[str, Any], shown: str
+) -> None:
+    run = make_run(tmp_path / "last4" / "version_0", 0.7, trainer=trainer)
+    whole = json.loads((run / "test_report.json").read_text()) | report
+    (run / "test_report.json").write_text(json.dumps(whole))
+    assert compare(tmp_path, run)[0]["test/acc"] == shown
+    said = f"the test of '{run}' is left out: its best epoch is another one now; test it again\n"
+    assert capsys.readouterr().err == ("" if shown else said)
 
 
 def test_settings_that_differ_are_shown_while_they_are_few(tmp_path: Path) -> None:

@@ -133,6 +133,16 @@ PARSED = {
 STOP_BY = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor"
 KEEP_BY = "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.monitor"
 OPTIONS = {
+    "--unfreezing.rates '{-1: 1e-3}'": ["unfreezing.rates has -1: 0.001; neither epochs nor rates can be negative"],
+    "--unfreezing.rates '{0: -1e-3}'": ["unfreezing.rates has 0: -0.001; neither epochs nor rates can be negative"],
+    "--unfreezing.warmup_epochs -1": ["unfreezing.warmup_epochs is -1", "cannot be negative"],
+    "--feature_cache.views 0": ["feature_cache.views is 0: give 1 or more"],
+    "--model.optimizer src.model.muon.Muon --model.optimizer.weight_decay -1": ["Invalid weight decay: -1"],
+    "--model.optimizer src.model.muon.Muon --model.optimizer.momentum 1": ["Invalid momentum: 1"],
+    "--model.optimizer src.model.muon.Muon --model.optimizer.betas '[0.9, 1.0]'": ["Invalid betas: (0.9, 1.0)"],
+    "--unfreezing.decay cosine --trainer.max_time 00:01:00:00 --trainer.max_epochs null": [
+        "unfreezing.decay cosine needs an end: set trainer.max_epochs",
+    ],
     "--trainer.max_epochs abc": ["trainer.max_epochs is 'abc': expected int or null."],
     "--trainer.max_epoch 3": ["unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"],
     "--trainer.max_epochs -5": ["trainer.max_epochs", "-5"],
@@ -396,13 +406,16 @@ def test_settings_are_looked_at_before_weights_are_loaded(
     assert "monitor is 'val/los'" in fail(f"fit {RECIPE} {STOP_BY} val/los")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [("", "vgg16_features"), ("--run.warm_start FILES/junk.ckpt", "junk.ckpt' is damaged")]
+)
 def test_weights_are_looked_for_before_images_are_decoded(
-    fail: Fail, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fail: Fail, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, words: str
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     shutil.copytree(files / "images" / "train", tmp_path / "images" / "train")
-    message = fail(f"fit {RECIPE} --config {CONFIGS}/with/folder.yaml --data.source.init_args.root {tmp_path}/images")
-    assert "vgg16_features" in message
+    folder = f"--config {CONFIGS}/with/folder.yaml --data.source.init_args.root {tmp_path}/images"
+    assert words in fail(f"fit {RECIPE} {folder} {options}")
     assert not (tmp_path / "images" / ".thaw-cache").exists()
 
 
@@ -559,7 +572,7 @@ def test_memory_of_a_gpu_that_is_full_is_named(fail: Fail, monkeypatch: pytest.M
     assert "data.batch_size" in message
 
 
-def test_letters_that_a_terminal_lacks_end_nothing(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_letters_that_a_terminal_lacks_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = TextIOWrapper(BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     replace_unknown_characters()

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from support import REPOSITORY, documented_code
+from support import documented_code, on_sample
 
 from src import cli
 from src.data.sources import Sample
@@ -27,12 +27,12 @@ SIDE, ENLARGED = 32, 48
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train on images that are enlarged, until answers depend on what they show, and test."""
-    configs = [REPOSITORY / "configs" / file for file in ("head.yaml", "with/sample.yaml")]
-    words = [word for config in configs for word in ("--config", str(config))]
     root = tmp_path_factory.mktemp("runs")
-    options = f"--data.source.init_args.size 50 --trainer.max_epochs 1 --data.batch_size 2 --run.root {root}"
-    options += " --model.optimizer.init_args.lr 1e-2"
-    cli.main(["fit", *words, *options.split(), "--data.input_size", str(ENLARGED), "--trainer.accelerator", "cpu"])
+    options = {
+        "data.source.init_args.size": 50, "trainer.max_epochs": 1, "data.batch_size": 2, "run.root": root,
+        "model.optimizer.init_args.lr": 1e-2, "data.input_size": ENLARGED,
+    }  # fmt: skip
+    cli.main(["fit", *on_sample("head", options)])
     return root / "head" / "version_0"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import REPOSITORY, needs_int8
+from support import needs_int8, on_sample
 
 from src.callbacks.history import read_history
 from src.cli import main
@@ -23,8 +23,7 @@ def fit(root: Path, *more: str) -> dict[str, torch.Tensor]:
         "unfreezing.stages": json.dumps(STAGES), "trainer.max_epochs": len(STAGES), "data.source.size": 50,
         "run.root": root, "run.name": "run", "run.test_after_fit": False,
     }  # fmt: skip
-    configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
-    main(["fit", *configs, *(f"--{option}={value}" for option, value in options.items()), *more])
+    main(["fit", *on_sample("last4", options, *more)])
     return torch.load(root / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support import REPOSITORY, needs_int8, run
+from support import needs_int8, on_sample, run, signal_at
 
 from src.callbacks.history import CSV, read_history
 from src.cli import main
@@ -20,17 +20,14 @@ TOLERANCE = 0.01  # of the change of each parameter
 
 
 def words(root: Path, name: str, processes: int, *more: str) -> list[str]:
-    files = ["staged.yaml", "with/sample.yaml"] + ["with/ddp.yaml"] * (processes > 1)
-    configs = [word for file in files for word in ("--config", str(REPOSITORY / "configs" / file))]
     options = {
-        "data.source.size": 92, "data.batch_size": 32 // processes, "trainer.accelerator": "cpu",
-        "trainer.devices": processes, "run.root": root, "run.name": name,
+        "data.source.size": 92, "data.batch_size": 32 // processes, "run.root": root, "run.name": name,
         "feature_cache.views": "null",  # else images stay with their process, which makes batches of its own
         "model.hidden": 0,  # without BatchNorm, whose statistics are a process's own on CPUs
         # Adam and Muon hide a gradient of the wrong size, and make much of the last digits of a small one.
         "model.optimizer": "torch.optim.SGD", "model.optimizer.lr": 1.0, "unfreezing.rates": "null",
     }  # fmt: skip
-    return [*configs, *(word for option, value in options.items() for word in (f"--{option}", str(value))), *more]
+    return on_sample("staged", options, *more, processes=processes)
 
 
 def fit(root: Path, name: str, processes: int, *more: str) -> None:
@@ -147,8 +144,7 @@ def test_each_process_keeps_the_images_it_sees(tmp_path: Path) -> None:
 def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> None:
     options = ["--unfreezing.stages", "{0: 0}", "--trainer.max_epochs", "1", "--run.test_after_fit", "false"]
     options += ["--data.batch_size", "2"]  # 16 steps, of which the tenth is the first that looks for signals
-    stop = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", "0"]
-    stop += ["--trainer.callbacks.batch", "1", "--trainer.callbacks.name", "SIGTERM", "--trainer.callbacks.rank", "1"]
+    stop = [*signal_at(0, 1, "SIGTERM"), "--trainer.callbacks.rank", "1"]
     run("fit", *words(tmp_path, "straight", 2, *options), threads=1)
     assert run("fit", *words(tmp_path, "stopped", 2, *options, *stop), threads=1, check=False).returncode == 143
     last = torch.load(tmp_path / "stopped" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from support import REPOSITORY
+from support import needs_gpu, on_sample, untimed
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from src import replay
 from src.batch import Batch
-from src.callbacks.history import Row, read_history
+from src.callbacks.history import Row
 from src.cli import main
 from src.data.datamodule import ImageDataModule
 from src.data.features import FeatureStore
@@ -321,6 +321,15 @@ def test_a_full_memory_is_told_though_a_recording_could_not_be_ended(monkeypatch
     assert not error.value.__suppress_context__  # which says what went wrong
 
 
+@pytest.mark.parametrize("lacks", [None, "cuda_graphs", "on_device", "gpu"])
+def test_changes_of_images_are_recorded_where_a_gpu_holds_them(lacks: str | None) -> None:
+    """Images on the CPU come into a batch from there, which a recording would not repeat."""
+    settings = {name: name != lacks for name in ("cuda_graphs", "on_device")}
+    data = ImageDataModule(Sample(), standardize="dataset", **settings)
+    batch: Any = SimpleNamespace(labels=SimpleNamespace(is_cuda=lacks != "gpu"))
+    assert data._replays(batch) == (lacks is None)
+
+
 def test_evaluations_are_the_callers_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
     model.replays = True
     model.eval()
@@ -351,6 +360,7 @@ def test_what_is_recorded_stays_where_it_is() -> None:
     first, place = data.standardized(images), data._statistics_on(torch.device("cpu")).data_ptr()
     data.statistics = torch.tensor([[0.0] * 3, [2.0] * 3])
     assert torch.equal(data.standardized(images), images / 2)
+    assert data._statistics_on(torch.device("cpu")).data_ptr() == place
     with torch.inference_mode():  # of a validation
         data._statistics_there.clear()
         data.standardized(images)
@@ -360,9 +370,6 @@ def test_what_is_recorded_stays_where_it_is() -> None:
     assert not torch.equal(first, images / 2)
     data._statistics_on(torch.device("meta"))
     assert data._statistics_on(torch.device("cpu")).data_ptr() == place
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @needs_gpu
@@ -427,11 +434,8 @@ def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
         "data.source.size": 50, "data.batch_size": 8, "trainer.max_epochs": 4, "run.root": root, "run.name": name,
         "run.test_after_fit": False, "feature_cache.views": "null", **options,
     }  # fmt: skip
-    configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
-    main(["fit", *configs, *(f"--{option}={value}" for option, value in options.items())])
-    history = read_history(root / name / "version_0" / "history.csv")
-    timed = ("images_per_second", "train_seconds")
-    return [{metric: value for metric, value in row.items() if metric not in timed} for row in history]
+    main(["fit", *on_sample("last4", options)])
+    return untimed(root / name / "version_0")
 
 
 @pytest.mark.parametrize(

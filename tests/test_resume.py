@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support import REPOSITORY, needs_int8, run
+from support import needs_int8, on_sample, run, signal_at, untimed
 
 from src.cli import main
 
 STAGES = "{0: 0, 2: 4, 4: 18}"
-TIMES = {"images_per_second", "train_seconds"}
 
 
 def words(root: Path, name: str, *more: str) -> list[str]:
@@ -20,21 +19,16 @@ def words(root: Path, name: str, *more: str) -> list[str]:
 
     Epochs 0 and 2 fill a cache on disk, 1 and 3 are trained from it, 4 and 5 without: nothing is frozen there.
     """
-    configs = [REPOSITORY / "configs" / file for file in ("staged.yaml", "with/sample.yaml")]
-    options = [word for config in configs for word in ("--config", str(config))]
-    options += ["--unfreezing.stages", STAGES, "--trainer.max_epochs", "6", "--data.source.size", "60"]
-    options += ["--data.batch_size", "14", "--run.root", str(root), "--run.name", name, "--run.test_after_fit", "false"]
-    options += ["--feature_cache.views", "1", "--feature_cache.place", "disk", "--trainer.accelerator", "cpu"]
-    return ["fit", *options, *more]
+    options = {
+        "unfreezing.stages": STAGES, "trainer.max_epochs": 6, "data.source.size": 60, "data.batch_size": 14,
+        "run.root": root, "run.name": name, "run.test_after_fit": False, "feature_cache.views": 1,
+        "feature_cache.place": "disk",
+    }  # fmt: skip
+    return ["fit", *on_sample("staged", options, *more)]
 
 
 def fit(root: Path, name: str, *more: str, check: bool = True) -> Any:
     return run(*words(root, name, *more), check=check)
-
-
-def signal_at(epoch: int, batch: int, name: str) -> list[str]:
-    callback = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch", str(epoch)]
-    return [*callback, "--trainer.callbacks.batch", str(batch), "--trainer.callbacks.name", name]
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +45,9 @@ def assert_same(run_directory: Path, reference: Path) -> None:
     )
     for part in ("state_dict", "optimizer_states", "train_metrics", "global_step", "epoch"):
         assert differences(ours[part], theirs[part], part) == []
-    assert history(run_directory) == history(reference)
+    assert untimed(run_directory) == untimed(reference)
     # More than one epoch, so that something could have gone wrong.
-    assert len(history(reference)) == 6
-
-
-def history(run_directory: Path) -> list[dict[str, str]]:
-    header, *lines = (run_directory / "history.csv").read_text().splitlines()
-    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    assert len(untimed(reference)) == 6
 
 
 def differences(ours: Any, theirs: Any, where: str) -> list[str]:

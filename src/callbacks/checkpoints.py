@@ -122,9 +122,10 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Save as Lightning does, and name the optimizer; a run moved elsewhere keeps its best scores.
+    """Save as Lightning does, and name the optimizer; make what is loaded fit the run and the command of today.
 
-    Lightning compares folders as text, and forgets the scores where they differ.
+    A run moved elsewhere keeps its best scores: Lightning compares folders as text, and forgets them where they differ.
+    An evaluation gets averaged weights where there are any, and EarlyStopping keeps the patience that it was given now.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

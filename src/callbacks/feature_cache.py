@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import blake2b
@@ -18,7 +19,7 @@ from src.callbacks.schedule import stage_begin
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.features import FeatureStore, digest
-from src.errors import UserError
+from src.errors import UserError, say
 from src.files import user_path
 from src.model.classifier import TransferClassifier
 from src.model.vgg import output_shapes
@@ -120,10 +121,10 @@ class FrozenFeatureCache(Callback):
             dataset = data.datasets[split]
             images, own = len(dataset.labels), data.own_images(split)
             if kept < wanted[split]:
-                rank_zero_only(print)(
+                rank_zero_only(say)(
                     f"feature cache: {kept} of {wanted[split]} {split} view(s) fit into {self.limit_gib:g} GiB "
                     f"({sizes[split] / _GIB:.2g} GiB each); the others are computed anew each time",
-                    flush=True,
+                    sys.stdout,
                 )
             self._remove(trainer, split, kept if self.place == "disk" and self.folder is None else 0)
             if kept:

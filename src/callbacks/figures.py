@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # matplotlib takes a while to import, and most commands fail 
 FIRST_BATCH = "first_batch.png"
 _LARGEST = 25.0  # inches; a matrix of a thousand classes would take gigabytes at the size of ten
 _NAMES = 100  # names that fit beside it
+_LONG = 22  # characters of a name, or of a line above an image, that there is room for
 
 
 class FirstBatch(Callback):
@@ -87,14 +89,16 @@ def confusion_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str]) ->
     """Draw a confusion matrix, (true class, predicted class), coloured by the share of each true class."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = min(max(5.0, 0.55 * len(classes) + 2), _LARGEST)
+    names = [name if len(name) <= _LONG else f"{name[: _LONG - 1]}…" for name in classes]
+    beside = 0.08 * max(0, max(map(len, names)) - 10)  # inches that longer names than usual take from the matrix
+    side = min(max(5.0, 0.55 * len(classes) + 2) + beside, _LARGEST)
     figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     named = range(0, len(classes), -(-len(classes) // _NAMES))
     axes.set(xlabel="predicted", ylabel="true", xticks=named, yticks=named)
-    axes.set_xticklabels([classes[number] for number in named], rotation=60, ha="right", parse_math=False)
-    axes.set_yticklabels([classes[number] for number in named], parse_math=False)
+    axes.set_xticklabels([names[number] for number in named], rotation=60, ha="right", parse_math=False)
+    axes.set_yticklabels([names[number] for number in named], parse_math=False)
     if len(classes) <= 25:  # beyond that numbers are too small to read
         for (true, predicted), count in np.ndenumerate(counts):
             dark = shares[true, predicted] > 0.5
@@ -105,7 +109,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str]) ->
 def grid_figure(
     pixels: np.ndarray, titles: Sequence[str], heading: str, colours: Sequence[str] | None = None
 ) -> Figure:
-    """Draw square images, (N, H, W, 3) from 0 to 255, eight in a row, each with its title in its colour."""
+    """Draw square images, (N, H, W, 3) from 0 to 255, eight in a row, each below up to two lines in its colour."""
     rows = -(-len(pixels) // 8)
     width, height, top = 1.25, 1.45, 0.35  # inches: of an image with its title and margin, and of the heading
     figure = new_figure(8 * width, rows * height + top)
@@ -119,7 +123,8 @@ def grid_figure(
         row, column = divmod(number, 8)
         left, below = column * width + 0.05, top + (row + 1) * height - 0.05
         text: dict[str, Any] = {"fontsize": 7, "color": colour, "parse_math": False}  # names may hold dollars
-        axes.text(left + 0.575, below - 1.27, title, ha="center", va="center", **text)
+        lines = "\n".join(wrap(title, _LONG, max_lines=2, placeholder=" …"))
+        axes.text(left + 0.575, below - 1.27, lines, ha="center", va="center", linespacing=1.0, **text)
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(left, left + 1.15, below, below - 1.15))
     axes.set(xlim=(0, 8 * width), ylim=(rows * height + top, 0), aspect="auto")
     return figure

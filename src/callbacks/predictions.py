@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,7 +18,7 @@ from src.callbacks.figures import confusion_figure, grid_figure, save_and_log, w
 from src.data.datamodule import ImageDataModule
 from src.data.loading import ArrayDataset
 from src.data.sources import UNKNOWN
-from src.files import printable, replacing
+from src.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,10 +60,14 @@ class PredictionWriter(Callback):
     def __init__(self) -> None:
         self.parts: list[list[Tensor]] = []
         self.directory = Path()
+        self.epoch: int | None = None  # of the checkpoint, counted from 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.directory = Path(trainer.log_dir or ".")
         self.parts = []
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.epoch = checkpoint.get("epoch")
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: Batch, batch_idx: int,
@@ -96,7 +100,7 @@ class PredictionWriter(Callback):
         dataset = data.datasets[split]
         report = classification_report(plain, data.classes)
         if trainer.ckpt_path:
-            report = {"checkpoint": Path(trainer.ckpt_path).name} | report
+            report = {"checkpoint": Path(trainer.ckpt_path).name, "epoch": self.epoch} | report
         if shown is not plain:
             averaged = classification_report(shown, data.classes)
             report["test_time_augmentation"] = {key: averaged[key] for key in _WHOLE}
@@ -125,7 +129,7 @@ class PredictionWriter(Callback):
             )
             guesses = _guesses(predictions.probabilities[:_PRINTED], data.classes)
             for index, guess in zip(predictions.indices.tolist(), guesses, strict=False):
-                print(printable(dataset.name_of(index)), guess, sep="  ")
+                print(dataset.name_of(index), guess, sep="  ")
             if len(predictions.indices) > _PRINTED:
                 print(f"and {len(predictions.indices) - _PRINTED} more")
 

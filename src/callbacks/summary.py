@@ -14,7 +14,8 @@ from torch import nn
 from src.callbacks.schedule import HEAD_NUMBER, trainable_layers
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
-from src.files import printable
+from src.data.loading import ArrayDataset
+from src.data.sources.image_files import shorten
 from src.model.classifier import HEAD, TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
 
@@ -33,17 +34,22 @@ class Summary(Callback):
 
 
 def image_line(data: ImageDataModule) -> str:
-    """Say how many images there are, and of which classes there are fewest and most to train on."""
+    """Say how many images there are, of which classes there are fewest and most to train on, and which have none."""
     counts = {split: f"{len(dataset):,}" for split, dataset in data.datasets.items()}
-    train = data.datasets["train"]
-    labels = train.labels.cpu()[train.chosen]
-    by_class = torch.bincount(labels, minlength=data.num_classes).tolist()
-    (fewest, rare), *_, (most, common) = sorted(zip(by_class, data.classes, strict=True))
-    spread = f"{fewest:,} of {printable(rare)} to {most:,} of {printable(common)}"
+    by_class = {split: _by_class(dataset, data.num_classes) for split, dataset in data.datasets.items()}
+    (fewest, rare), *_, (most, common) = sorted(zip(by_class["train"], data.classes, strict=True))
+    spread = f"{fewest:,} of {rare} to {most:,} of {common}"
     rest = f"{counts['val']} to validate, {counts.get('test', 'none')} to test"
-    untrained = [printable(name) for count, name in zip(by_class, data.classes, strict=True) if not count]
-    more = f"\nnone to train on of {', '.join(untrained)}: all of these validate" if untrained else ""
-    return f"{counts['train']} training images ({spread}), {rest}{more}"
+    lines = [f"{counts['train']} training images ({spread}), {rest}"]
+    for split, purpose in (("train", "to train on"), ("val", "to validate"), ("test", "to test")):
+        numbers = by_class.get(split, [])
+        lacking = [name for name, count in zip(data.classes, numbers, strict=False) if not count]
+        lines += [f"none {purpose} of {shorten(lacking)}"] * bool(lacking)
+    return "\n".join(lines)
+
+
+def _by_class(dataset: ArrayDataset, classes: int) -> list[int]:
+    return torch.bincount(dataset.labels.cpu()[dataset.chosen], minlength=classes).tolist()
 
 
 def layer_table(model: TransferClassifier, layers: int) -> str:

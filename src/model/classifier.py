@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.batch import Batch
-from src.errors import UserError
+from src.errors import UserError, say
 from src.lean_loop import remember_signature
 from src.model.int8 import UNSUPPORTED, Int8Layers, Ranges, measure, supported
 from src.model.lean_step import forget_gradients, skip_capture_check, step_in_fewer_groups
@@ -212,7 +213,7 @@ class TransferClassifier(LightningModule):
         hindrance = self._hindrance()
         self.replays = self.cuda_graphs and hindrance is None
         if self.cuda_graphs and hindrance is not None:
-            rank_zero_only(print)(f"model.cuda_graphs: steps are not recorded, for {hindrance}", flush=True)
+            rank_zero_only(say)(f"model.cuda_graphs: steps are not recorded, for {hindrance}", sys.stdout)
 
     def on_fit_end(self) -> None:
         self.replays = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import json
@@ -13,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import REPOSITORY, needs_int8, run
+from support import needs_int8, on_sample, run, signal_at
 
 from src.callbacks.feature_cache import FrozenFeatureCache, _feature_type, views_that_fit
+from src.callbacks.history import read_history
 from src.callbacks.schedule import stage_begin
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import main
@@ -45,10 +45,8 @@ def fit(root: Path, views: str, epochs: int = 4, stages: dict[int, int] | None =
     options = {
         "feature_cache.views": views, "trainer.max_epochs": epochs, "unfreezing.stages": json.dumps(stages or {0: 4}),
         "data.source.size": TRAIN + VAL, "run.root": root, "run.name": "run", "run.test_after_fit": False,
-        "trainer.accelerator": "cpu",
     }  # fmt: skip
-    configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
-    words = ["fit", *configs, *(f"--{option}={value}" for option, value in options.items()), *more]
+    words = ["fit", *on_sample("last4", options, *more)]
     if "--model.compile=true" in more:
         run(*words)  # in a process of its own: the compiler keeps state, and warns of its own code
     else:
@@ -58,8 +56,7 @@ def fit(root: Path, views: str, epochs: int = 4, stages: dict[int, int] | None =
 
 def losses(run_directory: Path) -> list[float]:
     """Give the losses of all epochs: they feel what entered the network and what was learnt before."""
-    with (run_directory / "history.csv").open() as lines:
-        return [float(row[name]) for row in csv.DictReader(lines) for name in ("train/loss", "val/loss")]
+    return [row[name] for row in read_history(run_directory / "history.csv") for name in ("train/loss", "val/loss")]
 
 
 @pytest.mark.parametrize("precision", ["same", pytest.param("int8", marks=[needs_int8, pytest.mark.slow])])
@@ -309,8 +306,7 @@ def test_views_are_kept_if_a_stage_shows_one_again(
 def test_features_do_not_stay_where_a_run_goes_on_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: list[str]
 ) -> None:
-    stop = ["--trainer.callbacks+=tests.support.SignalAt", "--trainer.callbacks.epoch=1", "--trainer.callbacks.batch=0"]
-    stop += ["--trainer.callbacks.name=SIGTERM", "--data.batch_size=8", "--feature_cache.place=disk"]
+    stop = [*signal_at(1, 0, "SIGTERM"), "--data.batch_size=8", "--feature_cache.place=disk"]
     with pytest.raises(SystemExit):
         fit(tmp_path, "1", 3, None, *stop)
     features = tmp_path / "run" / "version_0" / "features"

@@ -148,6 +148,19 @@ class Guesser(LightningModule):
         return probabilities.scatter(1, guess[:, None], sure[:, None])
 
 
+def test_examples_are_taken_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a folder come class by class."""
+    shown: list[np.ndarray] = []
+    monkeypatch.setattr(predictions, "grid_figure", lambda pixels, *_: shown.append(pixels))
+    data, numbers = make_data(), torch.arange(47)
+    data.setup("test")
+    dataset = data.datasets["test"]
+    dataset.pixels = numbers.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    found = predicted(torch.eye(3)[numbers % 3], numbers % 3)
+    predictions._examples(found, dataset, data.classes, "examples")
+    assert shown[0][:, 0, 0, 0].tolist() == list(range(0, 47, 2))
+
+
 def make_data() -> Backwards:
     return Backwards(Numbered(), standardize="weights", weights_input=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
 

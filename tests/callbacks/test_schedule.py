@@ -201,3 +201,11 @@ def test_rate_in_a_table(
 def test_training_without_an_end_has_a_rate() -> None:
     rates = LearningRates({0: 0, 3: 4}, {}, warmup_epochs=1)
     assert rates.at(0.1, BLOCK5, 3, 0, steps=4, max_epochs=-1) == 0.025
+
+
+def test_what_will_be_reached_can_be_asked_for_before_the_warm_up() -> None:
+    rates = LearningRates({0: 0}, {}, warmup_epochs=2.0)
+    found = [
+        rates.at(0.1, HEAD_NUMBER, 0, 0, steps=4, max_epochs=3, warmed_up=warmed_up) for warmed_up in (False, True)
+    ]
+    assert found == [0.1 / 8, 0.1]

@@ -46,13 +46,22 @@ def test_images_of_the_rarest_and_the_commonest_class_are_counted() -> None:
     assert image_line(data) == f"25 training images ({few} of {rare} to {many} of {common}), 25 to validate, 10 to test"
 
 
-def test_a_class_of_which_nothing_trains_is_named() -> None:
+def test_classes_of_which_a_split_has_nothing_are_named() -> None:
     data = ImageDataModule(Sample(size=50), standardize="dataset", val_fraction=0.5, split_seed=1)
     data.setup("fit")
-    train = data.datasets["train"]
-    train.chosen = train.chosen[train.labels[train.chosen] != 3]
-    last = image_line(data).splitlines()[-1]
-    assert last == f"none to train on of {data.classes[3]}: all of these validate"
+    for split, without in (("train", (3,)), ("val", (0, 7))):
+        dataset = data.datasets[split]
+        for number in without:
+            dataset.chosen = dataset.chosen[dataset.labels[dataset.chosen] != number]
+    assert image_line(data).splitlines()[1:] == [
+        f"none to train on of {data.classes[3]}",
+        f"none to validate of {data.classes[0]}, {data.classes[7]}",
+    ]
+
+
+def test_stages_after_the_end_are_marked(model: TransferClassifier) -> None:
+    lines = stage_table(model, parse_stages({0: 0, 9: 4}), lambda number, epoch: 1e-3, 9).splitlines()[2:]
+    assert [line.split("  ")[0] for line in lines] == ["0 to 8", "9 (after the end)"]
 
 
 def test_calendar_without_an_end(model: TransferClassifier) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from support import REPOSITORY, run
+from support import on_sample, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.callbacks.unfreezing import StagedUnfreezing, _wrap_again
@@ -24,16 +24,13 @@ CONVOLUTIONS = [name for name in LAYERS if "conv" in name]
 
 def train(root: Path, processes: int, precision: str, compiled: bool) -> list[dict[str, Any]]:
     """Train one epoch a stage, and give what a witness saw at the end of each."""
-    files = ["last4.yaml", "with/sample.yaml"] + ["with/ddp.yaml"] * (processes > 1)
     options = {
         "unfreezing.stages": json.dumps(STAGES), "data.source.size": 60, "data.batch_size": 16 // processes,
-        "trainer.max_epochs": len(STAGES), "trainer.accelerator": "cpu", "trainer.devices": processes,
-        "trainer.precision": precision, "model.compile": compiled, "model.optimizer": "AdamW",
-        "run.root": root, "run.test_after_fit": False,
+        "trainer.max_epochs": len(STAGES), "trainer.precision": precision, "model.compile": compiled,
+        "model.optimizer": "AdamW", "run.root": root, "run.test_after_fit": False,
         "trainer.callbacks+": "tests.support.Witness", "trainer.callbacks.folder": root / "seen",
     }  # fmt: skip
-    words = [word for file in files for word in ("--config", str(REPOSITORY / "configs" / file))]
-    command = ["fit", *words, *(f"--{option}={value}" for option, value in options.items())]
+    command = ["fit", *on_sample("last4", options, processes=processes)]
     if processes == 1 and not compiled:
         main(command)
     else:
@@ -48,8 +45,7 @@ def test_curves_in_tensorboard_are_the_schedule(tmp_path: Path) -> None:
         "unfreezing.decay": "linear", "unfreezing.warmup_epochs": 0.75, "data.source.size": 50, "data.batch_size": 18,
         "trainer.max_epochs": 4, "run.root": tmp_path, "run.name": "run", "run.test_after_fit": False,
     }  # fmt: skip
-    configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
-    main(["fit", *configs, *(f"--{option}={value}" for option, value in options.items())])
+    main(["fit", *on_sample("last4", options)])
     events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
     # Two steps an epoch, so a warm-up of three quarters of one is over with the second. Then the head's rate falls
     # over 3.25 epochs from epoch 0.75 to 4, block5's over 1.25 epochs from epoch 2.75 to 4.

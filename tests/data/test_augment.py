@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import affine_transform
+from support import needs_gpu
 from torch import Tensor
 
 from src.data import augment
@@ -86,7 +87,7 @@ def test_a_view_may_be_a_tensor(view: int) -> None:
     assert torch.equal(uniform(1, torch.tensor(view), indices, draws=5), uniform(1, view, indices, draws=5))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_uniform_has_the_same_bits_on_a_gpu() -> None:
     indices = torch.arange(1000)
     assert torch.equal(uniform(1, 2, indices.cuda(), draws=5).cpu(), uniform(1, 2, indices, draws=5))

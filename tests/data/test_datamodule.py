@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from sklearn.model_selection import train_test_split
+from support import needs_gpu
 from torch import Tensor, nn
 
 from src.batch import Batch
@@ -21,7 +22,6 @@ from src.errors import UserError
 from src.saved_training import SavedTraining
 
 N, N_TEST, SIDE = 40, 9, 8  # 28 images to train on, 12 to validate
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 INPUT = ((100.0, 110.0, 120.0), (50.0, 60.0, 70.0))  # some weights' mean and deviation
 
 
@@ -449,7 +449,7 @@ def test_identity_changes_where_one_file_takes_the_place_of_another() -> None:
     after = set_up(source).identity(1, False)
     assert {name for name in before if before[name] != after[name]} == {"files"}
     with pytest.raises(UserError, match="was trained on other images"):
-        SavedTraining(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}).check_data(after)
+        SavedTraining(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}).check_data(after, 9)
 
 
 def test_identity_knows_whether_processes_keep_their_images() -> None:
@@ -486,7 +486,7 @@ def test_images_can_be_kept_on_another_device(tmp_path: Path) -> None:
     assert data.datasets["train"].pixels is data.datasets["val"].pixels
 
 
-@NEEDS_GPU
+@needs_gpu
 def test_images_kept_on_the_device_are_the_same(tmp_path: Path) -> None:
     seen = []
     for on_device in (False, True):

@@ -17,7 +17,6 @@ from src.errors import UserError
 from src.model.classifier import TransferClassifier
 from src.model.vgg import LAYERS
 
-FIRST_CONV_OF = {4: "block5_conv1", 8: "block4_conv1", 18: "block1_conv1"}
 Groups = list[dict[str, Any]]
 
 
@@ -443,6 +442,7 @@ def test_checkpoint_without_metrics_loads(model: TransferClassifier) -> None:
         (torch.optim.SGD, True),
         (torch.optim.RMSprop, None),  # has no fused step
         (lambda params: torch.optim.Adam(params, fused=False), False),
+        (lambda params: torch.optim.Adam(params, fused=True), True),
         (lambda params: torch.optim.Adam(params, foreach=True), None),
     ],
 )
@@ -476,7 +476,8 @@ def test_loss_of_a_batch_is_drawn_whole_under_accumulation(images: Tensor, monke
     model = make(hidden=0)
     monkeypatch.setattr(TransferClassifier, "trainer", trainer)
     monkeypatch.setattr(TransferClassifier, "logger", logger)
-    model.on_train_batch_end({"loss": torch.tensor(0.5)}, batch_of(images), 0)
+    for number in range(2):  # of the four batches of a step
+        model.on_train_batch_end({"loss": torch.tensor(0.5)}, batch_of(images), number)
     assert drawn == [{"train/batch_loss": 2.0}]
 
 

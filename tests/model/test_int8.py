@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from support import REPOSITORY, needs_int8
+from support import needs_int8, on_sample, untimed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -146,9 +145,8 @@ def test_the_command_line_refuses_it_before_there_is_a_run(
 
 
 def words(command: str, root: Path, *more: str) -> list[str]:
-    configs = [f"--config={REPOSITORY / 'configs' / file}" for file in ("last4.yaml", "with/sample.yaml")]
     options = {"data.source.size": 60, "run.root": root, "run.name": "run", "model.frozen_precision": "int8"}
-    return [command, *configs, *(f"--{option}={value}" for option, value in options.items()), *more]
+    return [command, *on_sample("last4", options, *more)]
 
 
 @needs_int8
@@ -156,8 +154,7 @@ def test_other_commands_compute_as_training_did(tmp_path: Path, capsys: pytest.C
     """Frozen layers in eight bits, thawed ones not, although nothing thaws outside of training."""
     sanity = "--trainer.num_sanity_val_steps=1"  # frozen layers are needed before the first epoch begins
     main(words("fit", tmp_path, "--trainer.max_epochs=3", "--unfreezing.stages={0: 0, 1: 4}", sanity))
-    with (tmp_path / "run" / "version_0" / "history.csv").open() as lines:
-        losses = [float(row["val/loss"]) for row in csv.DictReader(lines)]
+    losses = [row["val/loss"] for row in untimed(tmp_path / "run" / "version_0")]
     capsys.readouterr()
     main(words("validate", tmp_path, "--ckpt_path=last"))
     shown = re.search(r"val/loss ([0-9.]+)", capsys.readouterr().out)

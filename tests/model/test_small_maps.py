@@ -43,11 +43,16 @@ def test_single_precision_is_right_with_either_library(monkeypatch: pytest.Monke
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_only_what_is_needed_gets_a_gradient() -> None:
-    maps, weight, bias = parts(2, 2)
-    convolve_by_tap(maps.requires_grad_(), weight, bias).sum().backward()
-    assert maps.grad is not None
-    assert weight.grad is None
+def test_only_gradients_that_are_needed_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[str] = []
+    for name in ("_put_product", "_add_product"):
+        monkeypatch.setattr(small_maps, name, lambda *_, name=name: products.append(name))
+    for needed, wanted in ((0, "_add_product"), (1, "_put_product"), (2, None)):
+        inputs = [part.requires_grad_(number == needed) for number, part in enumerate(parts(2, 2))]
+        out = convolve_by_tap(*inputs)
+        products.clear()
+        out.sum().backward()
+        assert set(products) == ({wanted} if wanted else set())
 
 
 def test_storing_by_tap_leaves_shape_and_values() -> None:

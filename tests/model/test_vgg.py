@@ -191,11 +191,12 @@ def test_published_weights_are_taken_from_torch_home(
 
 
 def test_downloaded_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Path, str]] = []
+    asked: list[tuple[object, ...]] = []
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(vgg, "fetch", lambda url, path, *, digest, **_: asked.append((path, digest)))
+    monkeypatch.setattr(vgg, "fetch", lambda *where, algorithm, digest, **_: asked.append((*where, algorithm, digest)))
     vgg._download("IMAGENET1K_V1")
-    assert asked == [(tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth", "397923af")]
+    url = "https://download.pytorch.org/models/vgg16-397923af.pth"
+    assert asked == [(url, tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth", "sha256", "397923af")]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 TAKEN = ", ".join(sorted(SUFFIXES))
 OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff"})
 """Of images that are not taken."""
+_FEW = 10  # names in a message
 CHUNK = 64  # images a thread decodes at a time, at most
 _MOST_THREADS = 16  # each holds a photograph, of which a large one takes hundreds of megabytes
 _SMALL = 4096  # bytes of a file up to which one thread is faster than two, which would wait for each other
@@ -227,7 +228,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def shorten(names: Sequence[str], limit: int = 10) -> str:
+def shorten(names: Sequence[str]) -> str:
     """Join names for a message, the first few if they are many."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
