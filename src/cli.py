@@ -50,7 +50,7 @@ from src.errors import UserError, replace_unknown_characters, say
 from src.files import user_path
 from src.lean_loop import Unprofiled, skip_empty_hooks
 from src.model.classifier import TransferClassifier
-from src.model.vgg import InputScale, expected_input
+from src.model.vgg import PUBLISHED, InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     NOT_OFFERED,
@@ -181,7 +181,7 @@ class ThawCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Find what would go wrong before a run directory exists, and load weights and images to see."""
         saved, self.saved = self.saved, None  # which is large
-        start = None
+        start = origin = None
         environment = self.trainer._accelerator_connector.cluster_environment
         check_processes(environment, self.trainer.num_devices * self.trainer.num_nodes)
         device = self.trainer.strategy.root_device
@@ -200,6 +200,7 @@ class ThawCLI(LightningCLI):
             start = self._warm_start(Path(self.options.warm_start))
         else:
             self.model.load_pretrained()
+            origin = _training_of(self.model.weights)
         self.datamodule.prepare_data()
         self.datamodule.setup(self.subcommand)
         if self.subcommand in ("test", "predict"):
@@ -219,6 +220,8 @@ class ThawCLI(LightningCLI):
             self._say_of_other_classes(start)
             self.datamodule.expect(start.data)
             self._say_if_seen(start)
+        elif origin is not None:
+            self._say_if_seen(origin)
 
     def _say_if_seen(self, saved: SavedTraining) -> None:
         """Say that a network may know the images by which it is judged from now on."""
@@ -359,7 +362,7 @@ class ThawCLI(LightningCLI):
         if saved.data.get("classes", list(self.datamodule.classes)) != list(self.datamodule.classes):
             rank_zero_only(print)(
                 f"'{saved.path}' tells other classes apart, or in another order: {shorten(saved.classes)}. Its head "
-                f"was trained for those; to start with a new one give --model.weights {saved.path} instead"
+                f"was trained for those; to start with a new one give --model.weights {saved.word} instead"
             )
 
     def after_fit(self) -> None:
@@ -420,6 +423,16 @@ def _expected_or_unknown(weights: str | None, weights_input: str | None) -> Inpu
         return expected_input(weights, weights_input)
     except UserError:
         return InputScale((math.nan,) * 3, (math.nan,) * 3)
+
+
+def _training_of(weights: str | None) -> SavedTraining | None:
+    """Give the training whose checkpoint a file of weights is; None for any other weights."""
+    if weights is None or weights in PUBLISHED:
+        return None
+    try:
+        return SavedTraining.read(user_path(weights))
+    except UserError:  # a state dict alone
+        return None
 
 
 def _progress_bars(config: Namespace) -> list[Callback]:

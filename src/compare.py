@@ -37,6 +37,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_MARKERS = (".", "x", "^", "s", "+")
 _SHOWN = 4  # settings that a table has room for
 
 
@@ -233,9 +234,10 @@ def picture(groups: Sequence[Sequence[Run]]) -> Figure:
     for number, group in enumerate(groups):
         for run in group:
             style: dict[str, Any] = {"color": f"C{number}", "label": label(group) if run is group[0] else None}
+            style["marker"] = _MARKERS[number // 10 % len(_MARKERS)]  # there are ten colours
             minutes, epochs, accuracies = _columns(run.curve("val/acc"))
-            by_time.plot(minutes, accuracies, marker=".", **style)
-            by_epoch.plot(epochs, accuracies, marker=".", **style)
+            by_time.plot(minutes, accuracies, **style)
+            by_epoch.plot(epochs, accuracies, **style)
             _, epochs, accuracies = _columns(run.curve("train/acc"))
             by_epoch.plot(epochs, accuracies, color=f"C{number}", linestyle=":", linewidth=1)
     by_time.set(title="validation accuracy by time", xlabel="minutes of training", ylabel="accuracy")

@@ -149,9 +149,12 @@ def checkpoint_at(path: Path) -> Path:
     Raises:
         UserError: There is none.
     """
-    if path.is_file():
-        return path
-    run = run_at(path)
+    try:
+        if path.is_file():
+            return path
+        run = run_at(path)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
     if run is None:
         raise UserError(f"'{path}' is no checkpoint and no run: give runs/last4, for example, or one of its files.")
     if not (run / FOLDER / BEST).is_file():

@@ -155,14 +155,17 @@ def run_name(options: RunOptions, configs: Sequence[Path]) -> str:
 def run_meant(place: Path, configs: Sequence[Path]) -> Path | None:
     """Find the run whose config.yaml is the first configuration file, else the newest one; None where there is none.
 
+    A run that was moved as a whole still is the one that its configuration means.
+
     Args:
         place: The folder of the runs of this name.
         configs: Configuration files in their order.
     """
     own = configs[0].absolute().parent if configs else None
-    if own is not None and own.name.startswith(_VERSION) and own.parent.resolve() == place.resolve():
-        return own
-    return newest_run(place)
+    if own is None or not own.name.startswith(_VERSION):
+        return newest_run(place)
+    here, moved = own.parent.resolve() == place.resolve(), own.parent.name == place.name and (own / FOLDER).is_dir()
+    return own if here or moved else newest_run(place)
 
 
 def newest_run(place: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,6 +52,11 @@ class SavedTraining:
         return cls(path, content)
 
     @property
+    def word(self) -> str:
+        """Its path as one word of a command."""
+        return shlex.quote(str(self.path))
+
+    @property
     def data(self) -> dict[str, Any]:
         """What its data module left; nothing if it had none."""
         return self.content.get("ImageDataModule", {})
@@ -84,7 +90,7 @@ class SavedTraining:
             more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
             advice = "Use the configuration of its run: the config.yaml beside its folder."
             if anew:
-                advice = f"Take its backbone alone, instead of run.warm_start: --model.weights {self.path}."
+                advice = f"Take its backbone alone, instead of run.warm_start: --model.weights {self.word}."
             raise UserError(f"'{self.path}' is of another network: {', '.join(sorted(wrong)[:2])}{more}. {advice}")
         broken = [name for name, value in saved.items() if value.is_floating_point() and not value.isfinite().all()]
         if broken:
@@ -129,7 +135,7 @@ class SavedTraining:
         if saved is not None and saved != wanted:
             raise UserError(
                 f"'{self.path}' was trained with {saved} and cannot go on with {wanted}: use the config.yaml of its "
-                f"run, or start anew from its weights: --run.warm_start {self.path}."
+                f"run, or start anew from its weights: --run.warm_start {self.word}."
             )
 
     def check_averages(self, goes_on: bool) -> None:
@@ -141,7 +147,7 @@ class SavedTraining:
         if "averaging_state" in self.content and not goes_on:
             raise UserError(
                 f"'{self.path}' holds averaged weights, and no callback goes on averaging: use the config.yaml of its "
-                f"run, or start anew from its weights: --run.warm_start {self.path}."
+                f"run, or start anew from its weights: --run.warm_start {self.word}."
             )
 
     def check_whole(self) -> None:
@@ -149,7 +155,7 @@ class SavedTraining:
         if not {"optimizer_states", "loops", "callbacks"} <= self.content.keys():
             raise UserError(
                 f"'{self.path}' holds weights only, and no training can go on from it: start anew with "
-                f"--run.warm_start {self.path}."
+                f"--run.warm_start {self.word}."
             )
 
     def check_data(self, now: Mapping[str, Any], taken: int) -> None:
@@ -164,7 +170,7 @@ class SavedTraining:
             raise UserError(
                 f"'{self.path}' was trained on other images, or on another split of them, so that what it saw may now "
                 "validate: give the data, data.val_fraction and data.split_seed of its run, or start anew: "
-                f"--run.warm_start {self.path}."
+                f"--run.warm_start {self.word}."
             )
         loop = self.content["loops"]["fit_loop"]
         within = max((loader.get("served", 0) for loader in loop["state_dict"].get("combined_loader", [])), default=0)
@@ -173,7 +179,7 @@ class SavedTraining:
             raise UserError(
                 f"'{self.path}' is of a training that trainer.max_time, trainer.max_steps or a callback ended within "
                 "an epoch, and the rest of that epoch would be left out. Start anew from its weights: "
-                f"--run.warm_start {self.path}; what can be continued is a training ended by SIGTERM or Ctrl-C."
+                f"--run.warm_start {self.word}; what can be continued is a training ended by SIGTERM or Ctrl-C."
             )
         for name, what, means in _BATCHES:
             if within and saved[name] != now[name]:

@@ -137,7 +137,9 @@ def test_run_directory_holds_everything_in_one_place(run: Run) -> None:
 
 
 def test_what_is_printed(run: Run) -> None:
-    assert re.search(r"^35 training images \(\d of \w+ to \d of \w+\), 15 to validate, 10 to test$", run.printed, re.M)
+    assert re.search(
+        r"^10 classes: 35 training images \(\d of \w+ to \d of \w+\), 15 to validate, 10 to test$", run.printed, re.M
+    )
     assert "block5_conv3" in run.printed
     assert re.search(rf"^0 to 1 +0  head +{HEAD_PARAMETERS:,}  0\.001$", run.printed, re.MULTILINE)
     assert len(re.findall(r"^epoch +\d+ .*train loss .*val acc", run.printed, re.MULTILINE)) == 2
@@ -395,6 +397,16 @@ def test_images_without_labels_are_predicted_as_those_with(borrowed: Run, photos
         assert len(image.getcolors(2**20) or []) > 100
 
 
+def test_unreadable_images_without_labels_are_left_out(
+    borrowed: Run, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(photos)
+    rows = predict(borrowed, photos)
+    assert [row["image"] for row in rows][4:6] == ["8.png", "more/1.png"]
+    assert len(rows) == 10
+    assert f"left out of {photos}, for they are unreadable: broken.png" in capsys.readouterr().out
+
+
 def test_a_single_image_is_predicted(borrowed: Run, photos: Path) -> None:
     (row,) = predict(borrowed, photos / "4.png")
     assert row["image"] == "4.png"
@@ -598,7 +610,7 @@ def broken(folder: Path) -> Path:
         (too_long, "{} cannot be read: File name too long; mend that"),
         (nothing, "there is no {}; set root to an image, or to a folder that holds some"),
         (empty, "there are no images in {}; set root to an image, or to a folder that holds some"),
-        (broken, "{} has unreadable images; mend or remove broken.png"),
+        (broken, "{} has unreadable images; mend or remove broken.png (taken are .bmp, .jpeg, .jpg, .png, .webp)"),
     ],
 )
 def test_mistakes_with_images_without_labels(
@@ -1207,6 +1219,13 @@ def test_warm_start_on_another_split_says_that_validation_images_may_be_known(ru
     assert f"'{start}' was trained and validated on other images, or on another split" in execute(
         "fit", *words, "--data.split_seed", "1"
     )
+
+
+def test_weights_of_a_training_on_another_split_say_so_too(run: Run) -> None:
+    start = run.directory / "checkpoints" / "last.ckpt"
+    words = sample("--model.weights", str(start), "--trainer.fast_dev_run", "true")
+    assert "another split" not in execute("fit", *words)
+    assert f"'{start}' was trained and validated on other images" in execute("fit", *words, "--data.split_seed", "1")
 
 
 @pytest.mark.parametrize("standardize", ["weights", "dataset"])

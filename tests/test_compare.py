@@ -76,6 +76,12 @@ def test_curves_are_of_validation_and_dotted_of_training(tmp_path: Path) -> None
     assert by_epoch == [[[1, 0.7], [2, pytest.approx(0.6)]], [[1, 0.5], [2, 0.5]]]
 
 
+def test_no_two_recipes_look_alike(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / f"r{i}" / "version_0", 0.7, rate=i)) for i in range(21)]
+    lines = picture(recipes(runs)).axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 21
+
+
 def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "last4" / f"version_{i}", acc, seed=i) for i, acc in enumerate((0.70, 0.72, 0.74))]
     other = make_run(tmp_path / "last4" / "version_3", 0.8, rate=1e-2)

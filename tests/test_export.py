@@ -188,6 +188,7 @@ def test_mistakes_take_one_line(
     (tmp_path / "killed" / "version_0" / "config.yaml").touch()
     wanted = {
         (): "the following arguments are required: run. For example: python -m src.export runs/last4",
+        (300 * "x",): "xxx' cannot be read: File name too long.",
         (str(tmp_path / "nowhere"),): "nowhere' is no checkpoint and no run",
         (str(tmp_path / "other.ckpt"),): "other.ckpt' is damaged or no checkpoint",
         (str(tmp_path / "foreign.ckpt"),): "foreign.ckpt' does not say what its classes and its input are",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,8 +104,13 @@ def test_best_and_last_are_of_the_newest_run(tmp_path: Path) -> None:
 
 def test_best_is_of_the_run_whose_configuration_it_is(tmp_path: Path) -> None:
     older = make_run(tmp_path, "version_0", "best.ckpt")
-    make_run(tmp_path, "version_1", "best.ckpt")
+    newest = make_run(tmp_path, "version_1", "best.ckpt")
     assert run_meant(older.parent, [older / "config.yaml", Path("configs/with/cpu.yaml")]) == older
+    moved = make_run(tmp_path / "elsewhere", "version_7", "best.ckpt")
+    assert run_meant(older.parent, [moved / "config.yaml"]) == moved
+    assert run_meant(tmp_path / "last4_best", [moved / "config.yaml"]) is None  # another name was asked for
+    shutil.rmtree(moved / "checkpoints")  # as where the file alone was copied
+    assert run_meant(older.parent, [moved / "config.yaml"]) == newest
 
 
 def test_checkpoint_by_its_path(tmp_path: Path) -> None:

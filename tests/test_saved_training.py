@@ -43,6 +43,11 @@ def test_images_of_another_size(saved: SavedTraining, stored: int, enlarged: int
         saved.check_size(stored, enlarged)
 
 
+def test_advice_can_be_pasted() -> None:
+    with pytest.raises(UserError, match=r"--run\.warm_start 'my runs/last\.ckpt'\."):
+        SavedTraining(Path("my runs/last.ckpt"), {}).check_whole()
+
+
 def test_batches_within_an_epoch_depend_on_whether_images_stay() -> None:
     identity = {"images": "a", "files": "b", "batch_size": 8, "processes": 2, "seed": 1, "stay": True}
     progress = {"current": {"started": 1, "processed": 0}}

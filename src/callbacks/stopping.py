@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,8 @@ class Stopped(Exception):
     """
 
     def __init__(self, number: int, checkpoint: Path, first: bool = True) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; continue with --ckpt_path {checkpoint}")
+        word = shlex.quote(str(checkpoint))
+        super().__init__(f"stopped by {signal.Signals(number).name}; continue with --ckpt_path {word}")
         self.exit_code = 128 + number if first else 0
 
 

@@ -34,13 +34,13 @@ class Summary(Callback):
 
 
 def image_line(data: ImageDataModule) -> str:
-    """Say how many images there are, of which classes there are fewest and most to train on, and which have none."""
+    """Count classes and images, and say of which classes there are fewest and most to train on, and which have none."""
     counts = {split: f"{len(dataset):,}" for split, dataset in data.datasets.items()}
     by_class = {split: _by_class(dataset, data.num_classes) for split, dataset in data.datasets.items()}
     (fewest, rare), *_, (most, common) = sorted(zip(by_class["train"], data.classes, strict=True))
     spread = f"{fewest:,} of {rare} to {most:,} of {common}"
     rest = f"{counts['val']} to validate, {counts.get('test', 'none')} to test"
-    lines = [f"{counts['train']} training images ({spread}), {rest}"]
+    lines = [f"{data.num_classes} classes: {counts['train']} training images ({spread}), {rest}"]
     for split, purpose in (("train", "to train on"), ("val", "to validate"), ("test", "to test")):
         numbers = by_class.get(split, [])
         lacking = [name for name, count in zip(data.classes, numbers, strict=False) if not count]

@@ -20,6 +20,7 @@ from src.data.loading import ArrayDataset, BatchLoader
 from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, FOR_PREDICT_ONLY, Source
 from src.data.sources.base import OR_UNLABELLED
+from src.data.sources.image_files import shorten
 from src.data.split import channel_statistics, train_val_split
 from src.errors import UserError
 from src.replay import Replay
@@ -189,8 +190,8 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if tuple(state_dict["classes"]) != tuple(self.classes):
             raise UserError(
-                f"the checkpoint was trained on the classes {', '.join(state_dict['classes'])}; the data have "
-                f"{', '.join(self.classes)}. Choose the data source that the checkpoint was trained on."
+                f"the checkpoint was trained on the classes {shorten(state_dict['classes'])}; the data have "
+                f"{shorten(self.classes)}. Choose the data source that the checkpoint was trained on."
             )
         self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 

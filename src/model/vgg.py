@@ -46,7 +46,7 @@ class _Published(NamedTuple):
     expects: InputScale
 
 
-_PUBLISHED = {
+PUBLISHED = {
     # The original Caffe weights: mean image colour subtracted, no division (those that Keras ships, in RGB order).
     "IMAGENET1K_FEATURES": _Published(
         VGG16_Weights.IMAGENET1K_FEATURES.url, InputScale((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
@@ -162,7 +162,7 @@ class VGGBackbone(nn.Sequential):
             UserError: The file is absent and cannot be downloaded, is no state dict, or a layer is missing,
                 misshapen, or infinite or no numbers.
         """
-        path = _download(weights) if weights in _PUBLISHED else user_path(weights)
+        path = _download(weights) if weights in PUBLISHED else user_path(weights)
         self.load_state_dict(self._translate(_read(path), path))
 
     def _translate(self, state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -219,11 +219,11 @@ def expected_input(weights: str | None, weights_input: str | None) -> InputScale
         UserError: The file is absent or damaged.
     """
     if weights_input is not None:
-        return _PUBLISHED[weights_input].expects
+        return PUBLISHED[weights_input].expects
     if weights is None:
         return None
-    if weights in _PUBLISHED:
-        return _PUBLISHED[weights].expects
+    if weights in PUBLISHED:
+        return PUBLISHED[weights].expects
     return _input_of_checkpoint(_open(user_path(weights)))
 
 
@@ -234,7 +234,7 @@ def _input_of_checkpoint(content: Any) -> InputScale | None:
 
 
 def _download(name: str) -> Path:
-    url = _PUBLISHED[name].url
+    url = PUBLISHED[name].url
     file = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if path.is_file():  # as torchvision does: a download is checked, a file that somebody put there is not
@@ -262,7 +262,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise UserError(
-            f"no weights file '{path}'. model.weights takes a file, null, or one of: {', '.join(_PUBLISHED)}."
+            f"no weights file '{path}'. model.weights takes a file, null, or one of: {', '.join(PUBLISHED)}."
         )
     try:
         return load_tensors(path, mmap=True)

@@ -51,6 +51,7 @@ def test_several_processes_look_for_a_signal_now_and_then(accumulated: int, look
 def test_only_the_first_process_leaves_with_the_signals_code() -> None:
     assert Stopped(signal.SIGTERM, Path("last.ckpt")).exit_code == 143
     assert Stopped(signal.SIGTERM, Path("last.ckpt"), first=False).exit_code == 0
+    assert str(Stopped(signal.SIGTERM, Path("my runs/last.ckpt"))).endswith("--ckpt_path 'my runs/last.ckpt'")
 
 
 def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ def test_images_of_the_rarest_and_the_commonest_class_are_counted() -> None:
     counts = sorted((labels.count(number), name) for number, name in enumerate(data.classes))
     (few, rare), (many, common) = counts[0], counts[-1]
     assert few < many
-    assert image_line(data) == f"25 training images ({few} of {rare} to {many} of {common}), 25 to validate, 10 to test"
+    images = f"25 training images ({few} of {rare} to {many} of {common}), 25 to validate, 10 to test"
+    assert image_line(data) == f"10 classes: {images}"
 
 
 def test_classes_of_which_a_split_has_nothing_are_named() -> None:

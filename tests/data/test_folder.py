@@ -268,9 +268,13 @@ def test_what_is_not_used_is_told(root: Path, capsys: pytest.CaptureFixture[str]
     (root / "valid" / "cat").mkdir(parents=True)
     for name in ("c.HEIC", "d.tif", ".e.gif", "labels.txt"):
         (root / "train" / "cat" / name).touch()
+    for name in ("z.jpg", "y.png", ".x.png", "notes.txt"):
+        (root / "train" / name).touch()
+    (root / "lost").symlink_to("nowhere")
     load(root)
     assert capsys.readouterr().out.splitlines() == [
         f"2 images in {root}/train are left out, for they are .heic, .tif: taken are .bmp, .jpeg, .jpg, .png, .webp",
+        f"2 images in {root}/train itself are not used, for they are in no class folder: y.png, z.jpg",
         f"not used in {root}: valid (only train, val, test are)",
     ]
 
@@ -475,6 +479,28 @@ def test_class_that_train_lacks_is_named(root: Path, split: str) -> None:
     write(root / split / "horse" / "a.png")
     with pytest.raises(UserError, match=f"{split} has classes unknown to train: horse"):
         _ = ImageFolder(str(root)).classes
+
+
+def test_class_in_other_characters_of_unicode_is_named(root: Path) -> None:
+    write(root / "train" / "caf\N{LATIN SMALL LETTER E WITH ACUTE}" / "a.png")
+    write(root / "val" / "cafe\N{COMBINING ACUTE ACCENT}" / "a.png")
+    with pytest.raises(
+        UserError, match=r"rename café as in train, where the same letters are other Unicode characters"
+    ):
+        _ = ImageFolder(str(root)).classes
+
+
+def test_class_that_is_a_link_to_nowhere_is_named(root: Path) -> None:
+    (root / "train" / "horse").symlink_to("unmounted")
+    with pytest.raises(UserError, match=r"train has links that lead nowhere: horse; mend or remove"):
+        _ = ImageFolder(str(root)).classes
+
+
+def test_root_that_is_no_text_is_refused(root: Path) -> None:
+    """It would be written to config.yaml and to TensorBoard's files."""
+    other = root.rename(os.fsdecode(os.fsencode(root) + b"\xfc"))
+    with pytest.raises(UserError, match=r"is not UTF-8; rename its folders"):
+        _ = ImageFolder(str(other)).classes
 
 
 def test_empty_test_split_is_an_error(root: Path) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
 from types import SimpleNamespace
+from unicodedata import normalize
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +21,7 @@ from src.data.sources.image_files import (
     checked_side,
     decode_all,
     in_memory,
+    is_image,
     list_images,
     say_what_is_left_out,
     shorten,
@@ -37,7 +39,8 @@ class ImageFolder(Source):
     """Provide the images under `root/train/<class>/`, and `val/` and `test/` where they exist.
 
     PNG, JPEG, WebP and BMP files count, in nested and linked folders too, each folder once; hidden ones do not.
-    Every image becomes RGB, turned upright by its EXIF tag, transparency laid over white. An image of another size
+    Every image becomes RGB, turned upright by its EXIF tag, transparency laid over white; of 16 bits a colour the upper
+    eight count. An image of another size
     is resized to a square (bicubic, antialiased), which does not keep its aspect ratio; one of that size keeps its
     pixels.
 
@@ -73,6 +76,11 @@ class ImageFolder(Source):
     def _prepare(self) -> None:
         for split in self._listing.files:
             say_what_is_left_out(self.root / split)
+            if loose := [path.name for path in (self.root / split).iterdir() if is_image(path.name)]:
+                rank_zero_only(print)(
+                    f"{len(loose):,} images in {self.root / split} itself are not used, for they are in no class "
+                    f"folder: {shorten(sorted(loose))}"
+                )
         with suppress(OSError):  # what is not used need not be readable
             if unused := [name for name in _subfolders(self.root) if name not in SPLITS]:
                 rank_zero_only(print)(f"not used in {self.root}: {shorten(unused)} (only {', '.join(SPLITS)} are)")
@@ -154,7 +162,9 @@ def _list(root: Path) -> _Listing:
         raise UserError(f"there is no folder {root}; set root to the folder that holds train/")
     if not (root / "train").is_dir():
         raise UserError(f"{root} has no folder train/; put the training images in {root}/train/<class>/{OR_UNLABELLED}")
-    classes = _subfolders(root / "train")
+    if not _is_text(str(root)):
+        raise UserError(f"the path {root} is not UTF-8; rename its folders")
+    classes = _class_folders(root / "train")
     if odd := [name for name in classes if not _is_text(name)]:
         raise UserError(f"{root / 'train'} has class folders whose names are not UTF-8: {shorten(odd)}; rename them")
     if len(classes) < 2:
@@ -171,9 +181,15 @@ def _list(root: Path) -> _Listing:
 
 
 def _list_split(root: Path, split: str, classes: list[str]) -> dict[str, list[ImageFile]]:
-    present = _subfolders(root / split)
+    present = _class_folders(root / split)
     if unknown := sorted(set(present) - set(classes)):
-        raise UserError(f"{root / split} has classes unknown to train: {shorten(unknown)}; rename or remove")
+        alike = {normalize("NFC", name) for name in unknown} & {normalize("NFC", name) for name in classes}
+        advice = "; rename or remove"
+        if alike:  # as archives of other systems have them
+            advice = (
+                f"; rename {shorten(sorted(alike))} as in train, where the same letters are other Unicode characters"
+            )
+        raise UserError(f"{root / split} has classes unknown to train: {shorten(unknown)}{advice}")
     by_class = {name: list_images(root / split / name, root) for name in present}
     if empty := [name for name, files in by_class.items() if not files]:
         raise UserError(
@@ -190,6 +206,12 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _class_folders(split: Path) -> list[str]:
+    if lost := sorted(path.name for path in split.iterdir() if path.is_symlink() and not path.exists()):
+        raise UserError(f"{split} has links that lead nowhere: {shorten(lost)}; mend or remove them")
+    return _subfolders(split)
 
 
 def _subfolders(folder: Path) -> list[str]:

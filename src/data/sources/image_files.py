@@ -18,7 +18,10 @@ from src.process import cores
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 TAKEN = ", ".join(sorted(SUFFIXES))
-OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff"})
+OTHER_SUFFIXES = frozenset(
+    {".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".nef", ".orf", ".raf"}
+    | {".rw2", ".tga", ".tif", ".tiff"}
+)
 """Of images that are not taken."""
 _FEW = 10  # names in a message
 CHUNK = 64  # images a thread decodes at a time, at most

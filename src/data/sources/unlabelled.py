@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.sources.base import UNKNOWN, Images, Source
-from src.data.sources.image_files import checked_side, decode_all, list_images, say_what_is_left_out, shorten
+from src.data.sources.image_files import TAKEN, checked_side, decode_all, list_images, say_what_is_left_out, shorten
 from src.errors import UserError
 from src.files import user_path
 
@@ -17,6 +18,7 @@ class Unlabelled(Source):
     """Provide an image, or those in a folder and below it, to `predict` and to no other command.
 
     They are found, decoded and resized as `ImageFolder` does it, but not cached: every process decodes all of them.
+    Unreadable ones are named and left out.
 
     Args:
         root: The file or the folder.
@@ -51,9 +53,13 @@ class Unlabelled(Source):
         names = self._names
         folder = self.root if self.root.is_dir() else self.root.parent
         pixels, failed = decode_all([folder / name for name in names], self.image_size, title="images")
-        if failed:
-            unreadable = shorten([names[index] for index in failed])
-            raise UserError(f"{folder} has unreadable images; mend or remove {unreadable}")
+        unreadable = shorten([names[index] for index in failed])
+        if len(failed) == len(names):
+            raise UserError(f"{folder} has unreadable images; mend or remove {unreadable} (taken are {TAKEN})")
+        if failed:  # the disk may be one that cannot be written to
+            rank_zero_only(print)(f"left out of {folder}, for they are unreadable: {unreadable}")
+            pixels = np.delete(pixels, failed, axis=0)
+            names = [name for index, name in enumerate(names) if index not in set(failed)]
         return {"predict": Images(pixels, np.full(len(names), UNKNOWN), names)}
 
     @cached_property
