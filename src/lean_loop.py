@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,6 +44,18 @@ def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
             for name in _STEP_HOOKS:
                 if getattr(type(callback), name) is getattr(Callback, name):
                     vars(callback).setdefault(name, None)
+
+
+def agree_on_signals_less_often(trainer: Trainer) -> None:
+    """Have several processes not tell each other before every step that no signal came, and wait for the device so.
+
+    Where signals are received otherwise than by Lightning's handler, they never hear of one in this way.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing_came  # type: ignore[method-assign]
+
+
+def _nothing_came() -> None:
+    pass
 
 
 def remember_signature(step: F) -> F:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -81,6 +83,21 @@ class Lacking(Callback):
     def _look(self, where: str) -> None:
         if where == self.at:
             raise ModuleNotFoundError("Lacking needs an extra,\nwhich is not here")
+
+
+class FailsAlone(Callback):
+    """Fail in the first process, while the others are busy."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if not trainer.is_global_zero:
+            self.file.write_text(str(os.getpid()))
+            time.sleep(300)
+        while not self.file.exists():
+            time.sleep(0.1)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class EndAfter(Callback):

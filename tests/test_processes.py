@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_each_process_keeps_the_images_it_sees(tmp_path: Path) -> None:
     for epoch in range(3):
         first, second = (seen(tmp_path, "cached", epoch, rank) for rank in (0, 1))
         assert first["bits"] == second["bits"]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_leaves_no_other_behind(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    alone = ["--trainer.callbacks+=tests.support.FailsAlone", "--trainer.callbacks.file", str(file)]
+    failed = run("fit", *words(tmp_path, "run", 2, "--trainer.max_epochs", "1", *alone), threads=1, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("error: the disk is full")
+    for _ in range(50):
+        if not Path("/proc", file.read_text()).exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("the second process is still there")
 
 
 @pytest.mark.slow

@@ -267,6 +267,18 @@ def test_muon_records_if_steps_are_recorded(asked: bool) -> None:
     assert optimizer.cuda_graphs == asked
 
 
+def test_muon_forgets_the_steps_of_a_stage_that_is_over() -> None:
+    weights = [nn.Parameter(torch.randn(4, 6)) for _ in range(2)]
+    muon = Muon([{"params": [weight]} for weight in weights])
+    settings = []
+    for trained in (1, 2):
+        for weight in weights[:trained]:
+            weight.grad = torch.randn(4, 6)
+        muon.step()
+        settings.append(muon._steps_replay._settings())
+    assert settings[0] != settings[1]
+
+
 def test_what_is_recorded_in_a_validation_can_be_written_to(recorded: list[str]) -> None:
     modes: list[tuple[bool, bool]] = []
 
@@ -340,6 +352,15 @@ def test_evaluations_are_the_callers_to_keep(model: TransferClassifier, recorded
     for batch, probabilities in zip(batches, found, strict=True):
         torch.testing.assert_close(probabilities, model.validation_step(batch)["plain"])
     assert [guesses[1].tolist() for guesses in model._guesses] == [[n, 1] for n in range(5)] * 2
+
+
+def test_evaluations_that_are_compiled_are_not_recorded(model: TransferClassifier, recorded: list[str]) -> None:
+    """Inference mode is part of what they were compiled for, and a recording is made without it."""
+    model.replays = model.compiled = True
+    model.eval()
+    for _ in range(4):
+        model.validation_step(Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1])))
+    assert not recorded
 
 
 def test_what_is_recorded_stays_where_it_is() -> None:

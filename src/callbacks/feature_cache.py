@@ -103,7 +103,7 @@ class FrozenFeatureCache(Callback):
 
     def _begin_stage(self, trainer: Trainer, model: TransferClassifier) -> None:
         data = _data(trainer)
-        self._drop(trainer)
+        self._drop(trainer, model)
         data.views = self.views if model.depth else None
         if not model.depth:
             for split in ("val", "train"):
@@ -172,16 +172,15 @@ class FrozenFeatureCache(Callback):
             self.stores["val"].view = 0  # what has been put there is known from now on
 
     def on_fit_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
-        self._drop(trainer)
-        pl_module.keep_features = {}
+        self._drop(trainer, pl_module)
         if trainer.local_rank == 0 and self.directory is not None:  # also what the run kept before it went on otherwise
             for split in ("train", "val"):
                 shutil.rmtree(self.directory / split, ignore_errors=True)
             with suppress(OSError):  # no such folder, or one with other things
                 self.directory.rmdir()
 
-    def _drop(self, trainer: Trainer) -> None:
-        self.stores = {}
+    def _drop(self, trainer: Trainer, model: TransferClassifier) -> None:
+        self.stores, model.keep_features = {}, {}  # both hold what is in memory, and new ones may need the room
         for dataset in _data(trainer).datasets.values():
             dataset.features = None
 

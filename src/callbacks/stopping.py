@@ -12,8 +12,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from src.callbacks.checkpoints import FOLDER, LAST, AtomicCheckpointIO
+from src.lean_loop import agree_on_signals_less_often
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STANDARD_ERROR = 2  # its number
@@ -53,6 +55,7 @@ class GracefulStop(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now, because Lightning has put its own handlers in place just before.
         self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        agree_on_signals_less_often(trainer)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -83,6 +86,9 @@ class GracefulStop(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher) and not isinstance(exception, Stopped):
+            launcher.kill(signal.SIGKILL)  # they may wait for this process, on GPUs for half an hour
 
     def _stop_if_told(self, trainer: Trainer, save: bool) -> None:
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):

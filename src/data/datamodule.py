@@ -151,6 +151,9 @@ class ImageDataModule(LightningDataModule):
         else:
             self.statistics = torch.tensor(channel_statistics(train.pixels, chosen["train"]))
 
+    def teardown(self, stage: str) -> None:
+        self._change_replay.forget()  # memory that a test may need
+
     def _compare_processes(self) -> None:
         """Refuse images that differ between processes: what one of them trains on, another might validate."""
         mine = digest(

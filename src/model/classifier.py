@@ -333,7 +333,8 @@ class TransferClassifier(LightningModule):
     def _evaluate(self, batch: Batch, split: str) -> Tensor:
         if not len(batch.labels):  # a process may run out of images before the others do
             return self._logits(batch, split).float().softmax(dim=1)
-        if self.replays and not self._keeps(batch, split):
+        # Compiled for the inference mode of a validation, it would be compiled anew for a recording, while it is made.
+        if self.replays and not self.compiled and not self._keeps(batch, split):
             found = self._evaluation_replay(split, *batch)
             probabilities, guesses = (each.clone() for each in found)  # the next batch's take their place
             self._metrics_of(split)["loss_and_accuracy"].note_update()  # type: ignore[operator]
@@ -441,11 +442,11 @@ def _keep_settings(optimizer: torch.optim.Optimizer) -> None:
     def restore(optimizer: torch.optim.Optimizer) -> None:
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
-            if group.get("fused") or group.get("capturable"):  # torch has put these numbers where the old settings want
-                for parameter in group["params"]:
-                    state = optimizer.state.get(parameter, {})
-                    if isinstance(state.get("step"), Tensor):
-                        state["step"] = state["step"].to(parameter.device, torch.float32)
+            there = group.get("fused") or group.get("capturable")
+            for parameter in group["params"]:  # torch has put these numbers where the old settings want them
+                state = optimizer.state.get(parameter, {})
+                if isinstance(state.get("step"), Tensor):
+                    state["step"] = state["step"].to(parameter.device if there else "cpu", torch.float32)
 
     optimizer.register_load_state_dict_post_hook(restore)
 

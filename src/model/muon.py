@@ -59,7 +59,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, settings)
         self.cuda_graphs = False
         """Whether to record orthogonal steps on a GPU, and to repeat them: some twenty launches a matrix."""
-        self._steps_replay = Replay(_orthogonal_steps)
+        self._trained = 0
+        self._steps_replay = Replay(_orthogonal_steps, lambda: self._trained)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -67,8 +68,9 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        every = [[own for own in group["params"] if own.grad is not None] for group in self.param_groups]
+        self._trained = sum(map(len, every))  # another number begins another stage, and what was recorded is forgotten
+        for group, trained in zip(self.param_groups, every, strict=True):
             matrices = [parameter for parameter in trained if parameter.ndim > 1]
             vectors = [parameter for parameter in trained if parameter.ndim <= 1]
             if matrices:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,6 +300,24 @@ def test_views_are_kept_if_a_stage_shows_one_again(
     for epoch, views in kept.items():
         cache.stage = stage_begin(StagedUnfreezing(stages).stages, epoch)
         assert cache._wanted(trainer) == views
+
+
+@pytest.mark.slow
+def test_a_stages_features_are_gone_before_the_next_ones_take_their_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, weakref.ref[FeatureStore]]] = []
+    make = FeatureStore.__init__
+
+    def remember(store: FeatureStore, *arguments: Any) -> None:
+        entry = arguments[5]
+        assert not [old for layers, old in made if layers != entry and old() is not None]
+        made.append((entry, weakref.ref(store)))
+        make(store, *arguments)
+
+    monkeypatch.setattr(FeatureStore, "__init__", remember)
+    fit(tmp_path, "1", 4, {0: 4, 2: 8})
+    assert [entry for entry, _ in made] == [14, 14, 10, 10]
 
 
 @pytest.mark.slow

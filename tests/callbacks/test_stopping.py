@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Trainer
 
 from src.callbacks.checkpoints import AtomicCheckpointIO
 from src.callbacks.stopping import SIGNALS, GracefulStop, Stopped
@@ -46,6 +48,17 @@ def test_several_processes_look_for_a_signal_now_and_then(accumulated: int, look
     for batch in range(39):
         GracefulStop().on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
     assert asked == looks
+
+
+def test_several_processes_do_not_ask_each_other_before_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lightning does on its own, with a wait for the device."""
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: pytest.fail("asked"))
+    trainer, stop = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), GracefulStop()
+    try:
+        stop.on_train_start(trainer, None)  # type: ignore[arg-type]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    finally:
+        stop.on_exception(trainer, None, RuntimeError())  # type: ignore[arg-type]
 
 
 def test_only_the_first_process_leaves_with_the_signals_code() -> None:

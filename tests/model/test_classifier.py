@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
+from support import needs_gpu
 from torch import Tensor, nn
 
 from src.batch import Batch
@@ -481,17 +482,23 @@ def test_loss_of_a_batch_is_drawn_whole_under_accumulation(images: Tensor, monke
     assert drawn == [{"train/batch_loss": 2.0}]
 
 
-def test_adams_count_lies_where_the_settings_of_today_want_it() -> None:
-    """A training may go on fused that began otherwise: on a GPU its kernel looks for the count there."""
-    model = TransferClassifier(weights=None, hidden=0)
+@pytest.mark.parametrize(
+    ("began_fused", "fused", "device", "place"),
+    [(False, True, "meta", "meta"), pytest.param(True, False, "cuda", "cpu", marks=needs_gpu)],
+)
+def test_adams_count_lies_where_the_settings_of_today_want_it(
+    began_fused: bool, fused: bool, device: str, place: str
+) -> None:
+    """On a GPU a fused kernel looks for the count there; any other would wait for each one that is not on the CPU."""
+    model = make(hidden=0, optimizer=lambda groups: torch.optim.Adam(groups, fused=fused))
     model.trainable_layers = 0
-    began = torch.optim.Adam(model.parameter_groups(), fused=False)
+    began = torch.optim.Adam(model.parameter_groups(), fused=began_fused)
     for parameter in model.head.parameters():
         parameter.grad = torch.zeros_like(parameter)
     began.step()
-    model.to("meta")
+    model.to(device)
     optimizer = model.configure_optimizers()
     optimizer.load_state_dict(began.state_dict())
     counts = [state["step"] for state in optimizer.state.values()]
     assert len(counts) == 2
-    assert {count.device.type for count in counts} == {"meta"}
+    assert {count.device.type for count in counts} == {place}
