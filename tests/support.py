@@ -94,7 +94,7 @@ class FailsAlone(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if not trainer.is_global_zero:
             self.file.write_text(str(os.getpid()))
-            time.sleep(300)
+            time.sleep(60)
         while not self.file.exists():
             time.sleep(0.1)
         raise OSError(errno.ENOSPC, "No space left on device")

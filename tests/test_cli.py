@@ -531,6 +531,7 @@ def test_weights_that_become_infinite_leave_the_checkpoints_of_before(
 def test_a_best_checkpoint_that_is_elsewhere_or_gone_is_made_anew(borrowed: Run, tmp_path: Path, lost: str) -> None:
     """However good it was: the run that goes on would else test nothing, or what is another run's."""
     last, wanted, directory = borrowed.directory / "checkpoints" / "last.ckpt", "last", borrowed.directory
+    execute("fit", *sample("--ckpt_path", "last", "--trainer.max_epochs", "2"))  # which knows where it is
     content = torch.load(last, weights_only=True)
     (best,) = (state for name, state in content["callbacks"].items() if "val/acc" in name)
     best["best_model_score"] = best["kth_value"] = torch.tensor(2.0)
@@ -540,9 +541,9 @@ def test_a_best_checkpoint_that_is_elsewhere_or_gone_is_made_anew(borrowed: Run,
         wanted, directory = str(shutil.copy(last, tmp_path / "copy.ckpt")), directory.parent / "version_2"
     else:
         (directory / "checkpoints" / "best.ckpt").unlink()
-    execute("fit", *sample("--ckpt_path", wanted, "--trainer.max_epochs", "2"))
-    assert Run(directory, "").checkpoint("best.ckpt")["epoch"] == 1
-    assert json.loads((directory / "test_report.json").read_text())["epoch"] == 1
+    execute("fit", *sample("--ckpt_path", wanted, "--trainer.max_epochs", "3"))
+    assert Run(directory, "").checkpoint("best.ckpt")["epoch"] == 2
+    assert json.loads((directory / "test_report.json").read_text())["epoch"] == 2
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.colors import to_rgba
 
 from src.callbacks.history import read_history, write_history
 from src.compare import main, picture, read_run, recipes
@@ -79,7 +80,7 @@ def test_curves_are_of_validation_and_dotted_of_training(tmp_path: Path) -> None
 def test_no_two_recipes_look_alike(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / f"r{i}" / "version_0", 0.7, rate=i)) for i in range(21)]
     lines = picture(recipes(runs)).axes[0].lines
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 21
+    assert len({(to_rgba(line.get_color()), line.get_marker()) for line in lines}) == 21
 
 
 def test_runs_that_differ_in_their_seed_only_share_a_row(tmp_path: Path) -> None:
