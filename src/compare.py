@@ -21,7 +21,7 @@ import yaml
 from src.callbacks.checkpoints import BEST
 from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import CSV as HISTORY
-from src.callbacks.history import Row, read_history
+from src.callbacks.history import Row, best_of, read_history
 from src.callbacks.predictions import REPORT
 from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
@@ -75,11 +75,10 @@ class Run:
     @property
     def outgrown(self) -> bool:
         """Whether a better epoch came after the best checkpoint was tested."""
-        validated = [row for row in self.history if "val/acc" in row]
-        once = self.config["trainer"]["val_check_interval"] in (None, 1.0)  # else an epoch may have been better
-        if not validated or not once or self.report.get("checkpoint") != BEST or "epoch" not in self.report:
+        accuracies = {row["epoch"]: best for row in self.history if (best := best_of(row)) is not None}
+        if not accuracies or self.report.get("checkpoint") != BEST or "epoch" not in self.report:
             return False
-        return max(validated, key=lambda row: row["val/acc"])["epoch"] != self.report["epoch"]
+        return max(accuracies, key=accuracies.__getitem__) != self.report["epoch"]
 
     @property
     def layers(self) -> str:
@@ -99,7 +98,7 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """Give the figures of the table that can be averaged, as far as this run has them."""
-        validated = [row["val/acc"] for row in self.history if "val/acc" in row]
+        validated = [best for row in self.history if (best := best_of(row)) is not None]
         rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
         found = {
             "trainable parameters": self.history[-1]["trainable_parameters"],

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
@@ -157,6 +158,13 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError(f"ModelCheckpoint's filename is '{callback.filename}', which every run has: give another.")
         if isinstance(callback, ModelCheckpoint) and not callback.dirpath and callback.save_last:
             raise UserError("ModelCheckpoint's save_last would write last.ckpt, which every run has: leave it out.")
+        if isinstance(callback, EMAWeightAveraging):
+            for option in ("update_starting_at_step", "update_starting_at_epoch"):
+                if getattr(callback, option):
+                    raise UserError(
+                        f"EMAWeightAveraging's {option} would have the untrained weights validated, and kept as the "
+                        "best, until then: leave it out."
+                    )
         averaged = any(isinstance(other, WeightAveraging) for other in callbacks)
         if isinstance(callback, ModelCheckpoint) and callback.save_weights_only and averaged:
             raise UserError("ModelCheckpoint's save_weights_only would keep weights not averaged: leave it out.")

@@ -16,7 +16,7 @@ from src.callbacks.history import read_history, write_history
 from src.compare import main, picture, read_run, recipes
 
 STAGES = {"0": 0, "1": 4}  # as YAML has them
-TRAINER = {"max_epochs": 2, "max_time": None, "callbacks": None, "val_check_interval": None}
+TRAINER = {"max_epochs": 2, "max_time": None, "callbacks": None}
 STOPPING = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}]
 
 
@@ -121,24 +121,33 @@ def test_a_training_that_may_end_early_is_a_seed_wherever_it_ends(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("report", "trainer", "shown"),
+    ("report", "shown"),
     [
-        ({"checkpoint": "best.ckpt", "epoch": 0}, {}, "69.0 %"),
-        ({"checkpoint": "best.ckpt", "epoch": 1}, {}, ""),
-        ({"checkpoint": "best_f1.ckpt", "epoch": 1}, {}, "69.0 %"),
-        ({"checkpoint": "best.ckpt"}, {}, "69.0 %"),  # of an earlier version
-        ({"checkpoint": "best.ckpt", "epoch": 1}, {"val_check_interval": 0.5}, "69.0 %"),
+        ({"checkpoint": "best.ckpt", "epoch": 0}, "69.0 %"),
+        ({"checkpoint": "best.ckpt", "epoch": 1}, ""),
+        ({"checkpoint": "best_f1.ckpt", "epoch": 1}, "69.0 %"),
+        ({"checkpoint": "best.ckpt"}, "69.0 %"),  # of an earlier version
     ],
 )
 def test_a_test_before_a_better_epoch_is_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], report: dict[str, Any], trainer: dict[str, Any], shown: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], report: dict[str, Any], shown: str
 ) -> None:
-    run = make_run(tmp_path / "last4" / "version_0", 0.7, trainer=trainer)
+    run = make_run(tmp_path / "last4" / "version_0", 0.7)
     whole = json.loads((run / "test_report.json").read_text()) | report
     (run / "test_report.json").write_text(json.dumps(whole))
     assert compare(tmp_path, run)[0]["test/acc"] == shown
     said = f"the test of '{run}' is left out: its best epoch is another one now; test it again\n"
     assert capsys.readouterr().err == ("" if shown else said)
+
+
+def test_the_best_of_several_validations_in_an_epoch_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "last4" / "version_0", 0.7)
+    first, second = read_history(run / "history.csv")
+    write_history([first, second | {"val/acc_best": 0.75}], run / "history.csv")
+    report = {"checkpoint": "best.ckpt", "epoch": 1, "accuracy": 0.5}
+    (run / "test_report.json").write_text(json.dumps(report))
+    (row,) = compare(tmp_path, run)
+    assert (row["best val/acc"], row["test/acc"]) == ("75.0 %", "50.0 %")
 
 
 def test_settings_that_differ_are_shown_while_they_are_few(tmp_path: Path) -> None:

@@ -269,6 +269,10 @@ OPTIONS = {
     "--trainer.precision bf16-true": ["trainer.precision bf16-true is not supported", "bf16-mixed"],
     "--trainer.precision 64-true": ["trainer.precision 64-true is not supported", "bf16-mixed"],
     "--trainer.overfit_batches 2": ["trainer.overfit_batches is not offered", "folder.yaml"],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging "
+    "--trainer.callbacks.update_starting_at_epoch 1": [
+        "EMAWeightAveraging's update_starting_at_epoch would have the untrained weights validated",
+    ],
     "--unfreezing.stages '{0: 4, 1: 0}' --trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging": [
         "unfreezing.stages freezes layers again",
         "averages",

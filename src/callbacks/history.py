@@ -18,6 +18,7 @@ from src.files import replacing
 CSV = "history.csv"
 PNG = "history.png"
 Row = dict[str, float]
+_BEST = "val/acc_best"  # of an epoch with several validations; val/acc is the last one's
 
 
 class History(Checkpoint):
@@ -57,7 +58,10 @@ class History(Checkpoint):
         if trainer.sanity_checking:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        earlier = best_of(self.validation)
         self.validation = {name: value for name, value in metrics.items() if name.startswith("val/")}
+        if earlier is not None:
+            self.validation[_BEST] = max(earlier, self.validation["val/acc"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"validation": self.validation}
@@ -90,6 +94,11 @@ class History(Checkpoint):
     def _draw(self, trainer: Trainer) -> None:
         if self.rows:
             write_png(history_figure(self.rows), self.directory / PNG)
+
+
+def best_of(row: Row) -> float | None:
+    """Give the best validation accuracy of an epoch, which may have several validations; None if it has none."""
+    return row.get(_BEST, row.get("val/acc"))
 
 
 def write_history(rows: list[Row], path: Path) -> None:

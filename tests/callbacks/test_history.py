@@ -1,6 +1,8 @@
 """`history.csv` and `history.png`: what a training leaves behind, and what a resumed one continues."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +178,22 @@ def test_picture_is_of_the_whole_history(tmp_path: Path, monkeypatch: pytest.Mon
     fit(Metrics(), tmp_path, 2).save_checkpoint(tmp_path / "two.ckpt")
     fit(Metrics(), tmp_path, 4, start=tmp_path / "two.ckpt")
     assert drawn == [[0, 1], [0, 1, 2, 3]]
+
+
+def test_best_of_several_validations_in_an_epoch_is_kept_beside_the_last(tmp_path: Path) -> None:
+    callback, directory = History(announce=False), tmp_path
+    current: Any = SimpleNamespace(sanity_checking=False, current_epoch=0, callback_metrics={}, is_global_zero=True)
+    callback.directory = directory
+    for accuracies in ((0.3, 0.5, 0.4), (0.2,)):
+        for accuracy in accuracies:
+            current.callback_metrics = {"val/acc": torch.tensor(accuracy)}
+            callback.on_validation_end(current, None)  # type: ignore[arg-type]
+        callback.trained = True
+        callback.on_train_epoch_end(current, None)  # type: ignore[arg-type]
+    first, second = read_history(directory / CSV)
+    assert (first["val/acc"], first["val/acc_best"]) == (pytest.approx(0.4), 0.5)
+    assert second == {"epoch": 0, "val/acc": pytest.approx(0.2)}
+    assert history.best_of(first) == 0.5
 
 
 def test_epoch_without_validation_repeats_no_old_values(tmp_path: Path) -> None:
