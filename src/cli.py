@@ -54,6 +54,7 @@ from src.model.vgg import PUBLISHED, InputScale, expected_input
 from src.plain_errors import hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     NOT_OFFERED,
+    check_averages,
     check_batches,
     check_callbacks,
     check_compiler,
@@ -197,7 +198,7 @@ class ThawCLI(LightningCLI):
         if saved is not None:
             self._check_weights(saved)
         elif self.options.warm_start is not None:  # before images are looked for, which may take longer
-            start = self._warm_start(Path(self.options.warm_start))
+            start = self._warm_start(Path(self.options.warm_start)).data_alone()
         else:
             self.model.load_pretrained()
             origin = _training_of(self.model.weights)
@@ -255,9 +256,9 @@ class ThawCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         saved.check_whole()
         stay = config.feature_cache.views is not None
-        taken, _ = count_batches(self.datamodule, self.trainer, "train")
-        saved.check_data(self.datamodule.identity(self.trainer.world_size, stay), taken)
+        saved.check_data(self.datamodule.identity(self.trainer.world_size, stay))
         if not config.trainer.fast_dev_run:
+            saved.check_rest(count_batches(self.datamodule, self.trainer, "train")[0])
             saved.check_end(self.trainer.max_epochs)
         saved.check_time(self._added(Timer))
         if not config.trainer.fast_dev_run:
@@ -331,6 +332,8 @@ class ThawCLI(LightningCLI):
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
         check_monitors(_listed(trainer.callbacks), self.trainer)
+        if self.checkpoint is None:
+            check_averages(_listed(trainer.callbacks))
         rate, rates = self._make_optimizer().defaults["lr"], config.unfreezing.learning_rates.from_epoch
         if rates.get(0, rate) != rate:
             rank_zero_only(print)(
@@ -430,7 +433,7 @@ def _training_of(weights: str | None) -> SavedTraining | None:
     if weights is None or weights in PUBLISHED:
         return None
     try:
-        return SavedTraining.read(user_path(weights))
+        return SavedTraining.read(user_path(weights)).data_alone()
     except UserError:  # a state dict alone
         return None
 

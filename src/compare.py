@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from src.callbacks.checkpoints import BEST
+from src.callbacks.checkpoints import BEST, FOLDER
 from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import CSV as HISTORY
 from src.callbacks.history import Row, best_of, read_history
@@ -27,6 +28,7 @@ from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
 from src.run_directory import CONFIG, run_at
 from src.run_settings import settings
+from src.tensor_files import Unreadable, load_tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,17 +70,20 @@ class Run:
     def unfinished(self) -> str:
         """How far a training came that neither trained all of its epochs nor was told to end sooner; else nothing."""
         trainer = self.config["trainer"]
-        epochs = trainer["max_epochs"] or -1
-        sooner = trainer["max_time"] or "EarlyStopping" in json.dumps(trainer["callbacks"])
-        return f"{len(self.history)} of {epochs} epochs" if len(self.history) < epochs and not sooner else ""
+        epochs, done = trainer["max_epochs"] or -1, int(self.history[-1]["epoch"]) + 1
+        steps = trainer["max_steps"] not in (None, -1)
+        sooner = steps or trainer["max_time"] or "EarlyStopping" in json.dumps(trainer["callbacks"])
+        return f"{done} of {epochs} epochs" if done < epochs and not sooner else ""
 
     @property
     def outgrown(self) -> bool:
-        """Whether a better epoch came after the best checkpoint was tested."""
-        accuracies = {row["epoch"]: best for row in self.history if (best := best_of(row)) is not None}
-        if not accuracies or self.report.get("checkpoint") != BEST or "epoch" not in self.report:
+        """Whether a better epoch's checkpoint has taken the place of the best one that was tested."""
+        tested, best = self.report.get("epoch"), self.folder / FOLDER / BEST
+        if self.report.get("checkpoint") != BEST or tested is None or not best.is_file():
             return False
-        return max(accuracies, key=accuracies.__getitem__) != self.report["epoch"]
+        with suppress(Unreadable):
+            return load_tensors(best, mmap=True).get("epoch", tested) != tested
+        return False
 
     @property
     def layers(self) -> str:

@@ -158,16 +158,24 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError(f"ModelCheckpoint's filename is '{callback.filename}', which every run has: give another.")
         if isinstance(callback, ModelCheckpoint) and not callback.dirpath and callback.save_last:
             raise UserError("ModelCheckpoint's save_last would write last.ckpt, which every run has: leave it out.")
-        if isinstance(callback, EMAWeightAveraging):
-            for option in ("update_starting_at_step", "update_starting_at_epoch"):
-                if getattr(callback, option):
-                    raise UserError(
-                        f"EMAWeightAveraging's {option} would have the untrained weights validated, and kept as the "
-                        "best, until then: leave it out."
-                    )
         averaged = any(isinstance(other, WeightAveraging) for other in callbacks)
         if isinstance(callback, ModelCheckpoint) and callback.save_weights_only and averaged:
             raise UserError("ModelCheckpoint's save_weights_only would keep weights not averaged: leave it out.")
+
+
+def check_averages(callbacks: Sequence[Callback]) -> None:
+    """Refuse averages that begin late in a training: until then they are the weights that it started from.
+
+    Args:
+        callbacks: Those that the user added.
+    """
+    for callback in callbacks:
+        for option in ("update_starting_at_step", "update_starting_at_epoch"):
+            if isinstance(callback, EMAWeightAveraging) and getattr(callback, option):
+                raise UserError(
+                    f"EMAWeightAveraging's {option} would have the untrained weights validated, and kept as the best, "
+                    "until then: leave it out."
+                )
 
 
 def check_monitors(callbacks: Sequence[Callback], trainer: Trainer) -> None:

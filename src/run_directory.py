@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -164,8 +165,17 @@ def run_meant(place: Path, configs: Sequence[Path]) -> Path | None:
     own = configs[0].absolute().parent if configs else None
     if own is None or not own.name.startswith(_VERSION):
         return newest_run(place)
-    here, moved = own.parent.resolve() == place.resolve(), own.parent.name == place.name and (own / FOLDER).is_dir()
-    return own if here or moved else newest_run(place)
+    here = own.parent.resolve() == place.resolve()
+    return own if here or _moved_from(own) == place else newest_run(place)
+
+
+def _moved_from(run: Path) -> Path | None:
+    """Find the folder that a run with checkpoints was made in, by its configuration; None if that does not say."""
+    try:
+        made = yaml.safe_load((run / CONFIG).read_text())["run"]
+        return user_path(made["root"]) / (made["name"] or run.parent.name) if (run / FOLDER).is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 def newest_run(place: Path) -> Path | None:

@@ -61,6 +61,10 @@ class SavedTraining:
         """What its data module left; nothing if it had none."""
         return self.content.get("ImageDataModule", {})
 
+    def data_alone(self) -> SavedTraining:
+        """Keep what it says of its data, and let go of the weights."""
+        return SavedTraining(self.path, {"ImageDataModule": self.data})
+
     @property
     def classes(self) -> list[str]:
         """Names of the classes that it tells apart.
@@ -158,12 +162,29 @@ class SavedTraining:
                 f"--run.warm_start {self.word}."
             )
 
-    def check_data(self, now: Mapping[str, Any], taken: int) -> None:
+    @property
+    def served(self) -> int:
+        """How many batches it has taken of the epoch within which it was saved; 0 if of none."""
+        state = self.content["loops"]["fit_loop"]["state_dict"]
+        return max((loader.get("served", 0) for loader in state.get("combined_loader", [])), default=0)
+
+    def check_rest(self, taken: int) -> None:
+        """Refuse to continue within an epoch of which nothing is left.
+
+        Args:
+            taken: How many batches an epoch takes of each process's.
+        """
+        if self.served and self.served >= taken:
+            raise UserError(
+                f"'{self.path}' was saved after {self.served} batches of an epoch, and trainer.limit_train_batches "
+                f"leaves {taken} to it: finish the epoch with more."
+            )
+
+    def check_data(self, now: Mapping[str, Any]) -> None:
         """Refuse to continue on other images, or within an epoch with other batches.
 
         Args:
             now: The data module's identity.
-            taken: How many batches an epoch takes of each process's.
         """
         saved = {**now, **self.data.get("identity", {})}
         if not self.saw(now):
@@ -173,7 +194,7 @@ class SavedTraining:
                 f"--run.warm_start {self.word}."
             )
         loop = self.content["loops"]["fit_loop"]
-        within = max((loader.get("served", 0) for loader in loop["state_dict"].get("combined_loader", [])), default=0)
+        within = self.served > 0
         epoch = loop["epoch_progress"]["current"]
         if within and epoch["processed"] == epoch["started"]:
             raise UserError(
@@ -188,11 +209,6 @@ class SavedTraining:
                     f"ones: {what} was {json.dumps(saved[name])} and is {json.dumps(now[name])}. Finish the epoch with "
                     f"{means}."
                 )
-        if within and within >= taken:
-            raise UserError(
-                f"'{self.path}' was saved after {within} batches of an epoch, and trainer.limit_train_batches leaves "
-                f"{taken} to it: finish the epoch with more."
-            )
 
     def saw(self, now: Mapping[str, Any]) -> bool:
         """Tell whether these are the images that it was trained and validated on, split alike, as far as it says.

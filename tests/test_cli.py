@@ -1106,6 +1106,7 @@ def test_batches_of_an_epoch_that_was_begun_stay(
     with pytest.raises(SystemExit):
         execute("fit", *words, "--ckpt_path", "last", *changed)
     assert refused in capsys.readouterr().err
+    execute("fit", *words, "--ckpt_path", "last", "--trainer.fast_dev_run", "true")  # which takes one batch
     execute("fit", *words, "--ckpt_path", "last")
 
 

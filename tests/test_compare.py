@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from matplotlib.colors import to_rgba
 
@@ -16,7 +17,7 @@ from src.callbacks.history import read_history, write_history
 from src.compare import main, picture, read_run, recipes
 
 STAGES = {"0": 0, "1": 4}  # as YAML has them
-TRAINER = {"max_epochs": 2, "max_time": None, "callbacks": None}
+TRAINER = {"max_epochs": 2, "max_steps": -1, "max_time": None, "callbacks": None}
 STOPPING = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}]
 
 
@@ -111,7 +112,15 @@ def test_a_training_that_was_killed_is_no_further_seed(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("ends", [{"callbacks": STOPPING}, {"max_time": "00:08:00:00"}, {"max_epochs": -1}])
+def test_a_training_that_began_from_another_ones_checkpoint_counts_its_epochs_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "last4" / "version_0", 0.7)
+    write_history(read_history(run / "history.csv")[1:], run / "history.csv")
+    assert compare(tmp_path, run)[0]["recipe"] == "last4/version_0"
+
+
+@pytest.mark.parametrize(
+    "ends", [{"callbacks": STOPPING}, {"max_time": "00:08:00:00"}, {"max_steps": 9}, {"max_epochs": -1}]
+)
 def test_a_training_that_may_end_early_is_a_seed_wherever_it_ends(tmp_path: Path, ends: dict[str, Any]) -> None:
     runs = [
         make_run(tmp_path / "last4" / f"version_{i}", 0.7, seed=i, trainer={"max_epochs": 9} | ends) for i in range(2)
@@ -123,6 +132,7 @@ def test_a_training_that_may_end_early_is_a_seed_wherever_it_ends(tmp_path: Path
 @pytest.mark.parametrize(
     ("report", "shown"),
     [
+        ({"checkpoint": "best.ckpt", "epoch": None}, "69.0 %"),
         ({"checkpoint": "best.ckpt", "epoch": 0}, "69.0 %"),
         ({"checkpoint": "best.ckpt", "epoch": 1}, ""),
         ({"checkpoint": "best_f1.ckpt", "epoch": 1}, "69.0 %"),
@@ -133,6 +143,8 @@ def test_a_test_before_a_better_epoch_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], report: dict[str, Any], shown: str
 ) -> None:
     run = make_run(tmp_path / "last4" / "version_0", 0.7)
+    (run / "checkpoints").mkdir()
+    torch.save({"epoch": 0}, run / "checkpoints" / "best.ckpt")
     whole = json.loads((run / "test_report.json").read_text()) | report
     (run / "test_report.json").write_text(json.dumps(whole))
     assert compare(tmp_path, run)[0]["test/acc"] == shown
@@ -144,10 +156,7 @@ def test_the_best_of_several_validations_in_an_epoch_counts(tmp_path: Path) -> N
     run = make_run(tmp_path / "last4" / "version_0", 0.7)
     first, second = read_history(run / "history.csv")
     write_history([first, second | {"val/acc_best": 0.75}], run / "history.csv")
-    report = {"checkpoint": "best.ckpt", "epoch": 1, "accuracy": 0.5}
-    (run / "test_report.json").write_text(json.dumps(report))
-    (row,) = compare(tmp_path, run)
-    assert (row["best val/acc"], row["test/acc"]) == ("75.0 %", "50.0 %")
+    assert compare(tmp_path, run)[0]["best val/acc"] == "75.0 %"
 
 
 def test_settings_that_differ_are_shown_while_they_are_few(tmp_path: Path) -> None:

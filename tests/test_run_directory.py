@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -104,13 +105,22 @@ def test_best_and_last_are_of_the_newest_run(tmp_path: Path) -> None:
 
 def test_best_is_of_the_run_whose_configuration_it_is(tmp_path: Path) -> None:
     older = make_run(tmp_path, "version_0", "best.ckpt")
-    newest = make_run(tmp_path, "version_1", "best.ckpt")
+    make_run(tmp_path, "version_1", "best.ckpt")
     assert run_meant(older.parent, [older / "config.yaml", Path("configs/with/cpu.yaml")]) == older
+
+
+@pytest.mark.parametrize("name", [None, "named"])
+def test_a_run_that_was_moved_is_the_one_that_its_configuration_means(tmp_path: Path, name: str | None) -> None:
+    newest = make_run(tmp_path, "version_1", "best.ckpt")
+    if name is not None:
+        newest = newest.parent.rename(tmp_path / name) / newest.name
     moved = make_run(tmp_path / "elsewhere", "version_7", "best.ckpt")
-    assert run_meant(older.parent, [moved / "config.yaml"]) == moved
-    assert run_meant(tmp_path / "last4_best", [moved / "config.yaml"]) is None  # another name was asked for
+    (moved / "config.yaml").write_text(yaml.safe_dump({"run": {"root": str(tmp_path), "name": name}}))
+    assert run_meant(newest.parent, [moved / "config.yaml"]) == moved
+    assert run_meant(tmp_path / "other" / newest.parent.name, [moved / "config.yaml"]) is None  # a root that was given
+    assert run_meant(tmp_path / "last4_best", [moved / "config.yaml"]) is None  # or a name
     shutil.rmtree(moved / "checkpoints")  # as where the file alone was copied
-    assert run_meant(older.parent, [moved / "config.yaml"]) == newest
+    assert run_meant(newest.parent, [moved / "config.yaml"]) == newest
 
 
 def test_checkpoint_by_its_path(tmp_path: Path) -> None:

@@ -123,8 +123,13 @@ def grid_figure(
         row, column = divmod(number, 8)
         left, below = column * width + 0.05, top + (row + 1) * height - 0.05
         text: dict[str, Any] = {"fontsize": 7, "color": colour, "parse_math": False}  # names may hold dollars
-        lines = "\n".join(wrap(title, _LONG, max_lines=2, placeholder=" …"))
-        axes.text(left + 0.575, below - 1.27, lines, ha="center", va="center", linespacing=1.0, **text)
+        axes.text(left + 0.575, below - 1.27, _two_lines(title), ha="center", va="center", linespacing=1.0, **text)
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(left, left + 1.15, below, below - 1.15))
     axes.set(xlim=(0, 8 * width), ylim=(rows * height + top, 0), aspect="auto")
     return figure
+
+
+def _two_lines(title: str) -> str:
+    """Break a title into lines that have room above an image; of more than two the first and the last."""
+    lines = wrap(title, _LONG)
+    return "\n".join(lines if len(lines) <= 2 else [f"{lines[0][: _LONG - 2]} …", lines[-1]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -88,7 +89,7 @@ class GracefulStop(Checkpoint):
         self._restore()
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher) and not isinstance(exception, Stopped):
-            launcher.kill(signal.SIGKILL)  # they may wait for this process, on GPUs for half an hour
+            _kill(launcher)
 
     def _stop_if_told(self, trainer: Trainer, save: bool) -> None:
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
@@ -105,6 +106,16 @@ class GracefulStop(Checkpoint):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
+
+
+def _kill(launcher: _SubprocessScriptLauncher) -> None:
+    """End the processes that this one has started: they may wait for it, on GPUs for half an hour."""
+    others = list(launcher.procs)
+    launcher.procs.clear()  # or Lightning's observer would take their end for a failure, and end this one unheard
+    for process in others:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
 
 
 def _validates(trainer: Trainer, batch_idx: int) -> bool:

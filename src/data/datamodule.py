@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from src.data.loading import ArrayDataset, BatchLoader
 from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, FOR_PREDICT_ONLY, Source
 from src.data.sources.base import OR_UNLABELLED
-from src.data.sources.image_files import shorten
+from src.data.sources.image_files import FEW, shorten
 from src.data.split import channel_statistics, train_val_split
 from src.errors import UserError
 from src.replay import Replay
@@ -191,10 +191,11 @@ class ImageDataModule(LightningDataModule):
         return {"images": images, "files": files, **batches, "stay": stay and processes > 1}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if tuple(state_dict["classes"]) != tuple(self.classes):
+        trained = state_dict["classes"]
+        if tuple(trained) != tuple(self.classes):
             raise UserError(
-                f"the checkpoint was trained on the classes {shorten(state_dict['classes'])}; the data have "
-                f"{shorten(self.classes)}. Choose the data source that the checkpoint was trained on."
+                f"the checkpoint was trained on the classes {_differing(trained, self.classes)}; the data have "
+                f"{_differing(self.classes, trained)}. Choose the data source that the checkpoint was trained on."
             )
         self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 
@@ -378,3 +379,9 @@ class ImageDataModule(LightningDataModule):
         """Turn network input back into pixels from 0 to 255, at the size that the network sees."""
         mean, std = self._statistics_on(inputs.device).view(2, 1, 3, 1, 1)
         return inputs * std + mean
+
+
+def _differing(classes: Sequence[str], others: Sequence[str]) -> str:
+    """Name classes; of many those which the others lack, if there are any."""
+    lacking = [name for name in classes if name not in others] if len(classes) > FEW else []
+    return shorten(lacking or classes)

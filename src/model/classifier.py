@@ -445,7 +445,7 @@ def _keep_settings(optimizer: torch.optim.Optimizer) -> None:
             there = group.get("fused") or group.get("capturable")
             for parameter in group["params"]:  # torch has put these numbers where the old settings want them
                 state = optimizer.state.get(parameter, {})
-                if isinstance(state.get("step"), Tensor):
+                if isinstance(state.get("step"), Tensor) and (there or isinstance(optimizer, torch.optim.Adam)):
                     state["step"] = state["step"].to(parameter.device if there else "cpu", torch.float32)
 
     optimizer.register_load_state_dict_post_hook(restore)

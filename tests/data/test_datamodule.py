@@ -449,7 +449,7 @@ def test_identity_changes_where_one_file_takes_the_place_of_another() -> None:
     after = set_up(source).identity(1, False)
     assert {name for name in before if before[name] != after[name]} == {"files"}
     with pytest.raises(UserError, match="was trained on other images"):
-        SavedTraining(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}).check_data(after, 9)
+        SavedTraining(Path("last.ckpt"), {"ImageDataModule": {"identity": before}}).check_data(after)
 
 
 def test_identity_knows_whether_processes_keep_their_images() -> None:
@@ -463,6 +463,13 @@ def test_checkpoint_of_other_classes_is_refused(classes: tuple[str, ...]) -> Non
     saved = set_up(Noise(classes=classes)).state_dict()
     with pytest.raises(UserError, match=f"classes {', '.join(classes)}; the data have cat, dog"):
         set_up().load_state_dict(saved)
+
+
+def test_of_many_other_classes_those_that_differ_are_named() -> None:
+    many = tuple(f"class {number}" for number in range(100))
+    saved = set_up(Noise(classes=(*many[:-1], "cow"))).state_dict()
+    with pytest.raises(UserError, match=r"classes cow; the data have class 99\. Choose"):
+        set_up(Noise(classes=many)).load_state_dict(saved)
 
 
 def test_state_is_plain() -> None:

@@ -491,6 +491,8 @@ def test_class_in_other_characters_of_unicode_is_named(root: Path) -> None:
 
 
 def test_class_that_is_a_link_to_nowhere_is_named(root: Path) -> None:
+    (root / "train" / ".#notes").symlink_to("an editor's")
+    assert ImageFolder(str(root)).classes == ("cat", "dog")
     (root / "train" / "horse").symlink_to("unmounted")
     with pytest.raises(UserError, match=r"train has links that lead nowhere: horse; mend or remove"):
         _ = ImageFolder(str(root)).classes

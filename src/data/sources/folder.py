@@ -188,6 +188,7 @@ def _list_split(root: Path, split: str, classes: list[str]) -> dict[str, list[Im
         if alike:  # as archives of other systems have them
             advice = (
                 f"; rename {shorten(sorted(alike))} as in train, where the same letters are other Unicode characters"
+                + ", and rename or remove the others" * (len(alike) < len(unknown))
             )
         raise UserError(f"{root / split} has classes unknown to train: {shorten(unknown)}{advice}")
     by_class = {name: list_images(root / split / name, root) for name in present}
@@ -209,7 +210,8 @@ def _is_text(name: str) -> bool:
 
 
 def _class_folders(split: Path) -> list[str]:
-    if lost := sorted(path.name for path in split.iterdir() if path.is_symlink() and not path.exists()):
+    links = [path for path in split.iterdir() if path.is_symlink() and not path.name.startswith(".")]
+    if lost := sorted(path.name for path in links if not path.exists()):
         raise UserError(f"{split} has links that lead nowhere: {shorten(lost)}; mend or remove them")
     return _subfolders(split)
 
