@@ -662,6 +662,7 @@ def test_resuming_continues_in_the_same_directory(run: Run, borrowed: Run) -> No
     assert steps == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_started_again_goes_on(tmp_path: Path) -> None:
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--ckpt_path", "last_if_any")
     run = Run(tmp_path / "head" / "version_0", "")
@@ -821,6 +822,7 @@ def test_a_run_that_cannot_be_written_to_is_named(
     assert re.search(r"version_1' cannot be written to: copy the checkpoint", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_evaluating_needs_no_file_of_weights(borrowed: Run) -> None:
     """What a checkpoint's network wants as input stands in the checkpoint."""
     words = sample("--run.root", str(borrowed.root))
@@ -831,6 +833,7 @@ def test_evaluating_needs_no_file_of_weights(borrowed: Run) -> None:
     assert (borrowed.directory / "predictions.csv").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_other_commands_add_to_the_curves_where_the_checkpoint_stands(borrowed: Run) -> None:
     def points(tag: str) -> list[int]:
         return [point.step for point in EventAccumulator(str(borrowed.directory)).Reload().Scalars(tag)]
@@ -1045,6 +1048,7 @@ def test_a_run_whose_history_was_changed_says_so_instead_of_going_on(
         history.write_text(whole)
 
 
+@pytest.mark.slow
 def test_stopping_early_is_told_and_only_then(tmp_path: Path) -> None:
     """Though the test after it loads a checkpoint from before, and a training that goes on one from after it."""
     stop = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor val/loss"
@@ -1143,7 +1147,9 @@ def test_resuming_clears_what_a_kill_while_saving_left_and_may_change_batches(bo
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-@pytest.mark.parametrize("option", ["--trainer.limit_val_batches", "--trainer.limit_test_batches"])
+@pytest.mark.parametrize(
+    "option", ["--trainer.limit_val_batches", pytest.param("--trainer.limit_test_batches", marks=pytest.mark.slow)]
+)
 def test_a_run_may_do_without_validation_or_test(tmp_path: Path, option: str) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
     assert "everything of this run" in execute("fit", *words, option, "0")

@@ -30,6 +30,8 @@ from src.replay import Replay
 R = TypeVar("R")
 names: list[str] = []
 """Of the functions that were recorded."""
+_models: list[TransferClassifier] = []
+"""Those that there were when the latest recording was made: to look for them takes a tenth of a second."""
 
 
 @pytest.fixture
@@ -39,10 +41,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names.clear()
 
     def capture(work: Callable[[], R]) -> tuple[Callable[[], None], R]:
+        _models[:] = [thing for thing in gc.get_objects() if type(thing) is TransferClassifier]
         with _unchanged():  # a recording computes nothing
             result = work()
         done.append("recorded")
-        models = _models()
+        models = list(_models)
         places = _places(models)
 
         def again() -> None:
@@ -81,7 +84,7 @@ class _unseen:
     now = False
 
     def __enter__(self) -> None:
-        self.metrics = [metric for model in _models() for metric in _metrics(model)]
+        self.metrics = [metric for model in _models for metric in _metrics(model)]
         self.updates = [metric._update_count for metric in self.metrics]
         _unseen.now = True
 
@@ -96,7 +99,7 @@ class _unchanged(_unseen):
 
     def __enter__(self) -> None:
         super().__enter__()
-        self.tensors = [tensor for model in _models() for tensor in _state(model)]
+        self.tensors = [tensor for model in _models for tensor in _state(model)]
         self.before, self.random = [tensor.clone() for tensor in self.tensors], torch.get_rng_state()
 
     def __exit__(self, *_: object) -> None:
@@ -114,10 +117,6 @@ def _state(model: TransferClassifier) -> list[Tensor]:
 
 def _places(models: list[TransferClassifier]) -> list[int]:
     return [tensor.data_ptr() for model in models for tensor in (*model.parameters(), *_state(model))]
-
-
-def _models() -> list[TransferClassifier]:
-    return [thing for thing in gc.get_objects() if type(thing) is TransferClassifier]
 
 
 def _metrics(model: TransferClassifier) -> list[Any]:

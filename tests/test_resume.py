@@ -74,7 +74,7 @@ def test_killed_in_stages_equals_never_killed(untouched: Path, tmp_path: Path, k
     for epoch, batch in kills[1:]:
         killed = fit(tmp_path, "run", *signal_at(epoch, batch, "SIGKILL"), "--ckpt_path", "last", check=False)
         assert killed.returncode == -9
-    fit(tmp_path, "run", "--ckpt_path", "last")
+    main(words(tmp_path, "run", "--ckpt_path", "last"))
     assert_same(tmp_path / "run" / "version_0", untouched)
 
 

@@ -149,6 +149,7 @@ def words(command: str, root: Path, *more: str) -> list[str]:
     return [command, *on_sample("last4", options, *more)]
 
 
+@pytest.mark.slow
 @needs_int8
 def test_other_commands_compute_as_training_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Frozen layers in eight bits, thawed ones not, although nothing thaws outside of training."""
