@@ -992,6 +992,7 @@ def test_resuming_takes_the_optimizers_settings_from_the_configuration(borrowed:
     assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
 
 
+@pytest.mark.slow
 def test_resuming_from_the_best_checkpoint_keeps_its_epochs_measures(tmp_path: Path) -> None:
     """It was saved when its epoch had been trained and validated; nothing of that is done again."""
     words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.limit_train_batches", "1")
@@ -1006,9 +1007,10 @@ def test_resuming_from_the_best_checkpoint_keeps_its_epochs_measures(tmp_path: P
     assert "val/acc" in before[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("best_f1", marks=pytest.mark.slow), "{epoch}-{val/f1:.3f}"],  # the second makes a folder
+    ["best_f1", "{epoch}-{val/f1:.3f}"],  # the second makes a folder
 )
 def test_a_checkpoint_callback_of_ones_own_goes_on_with_its_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

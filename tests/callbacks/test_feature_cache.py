@@ -66,6 +66,7 @@ def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[in
     assert sum(passed) == 2 * TRAIN + VAL
 
 
+@pytest.mark.slow
 def test_cache_learns_in_time_what_a_device_holds(
     tmp_path: Path, passed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
