@@ -1,6 +1,6 @@
 """Compare runs: `python -m src.compare runs/head runs/last4`.
 
-Runs that differ only in their seed share a row, as mean ± standard deviation; one that ended early has its own.
+Runs that differ only in their seed share a row, as mean ± standard deviation; one that was cut off has its own.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ class Unlabelled(Source):
         if failed:  # the disk may be one that cannot be written to
             rank_zero_only(print)(f"left out of {folder}, for they are unreadable: {unreadable}")
             pixels = np.delete(pixels, failed, axis=0)
-            names = [name for index, name in enumerate(names) if index not in set(failed)]
+            lost = set(failed)
+            names = [name for index, name in enumerate(names) if index not in lost]
         return {"predict": Images(pixels, np.full(len(names), UNKNOWN), names)}
 
     @cached_property
