@@ -84,9 +84,11 @@ def check_configs(args: Sequence[str]) -> None:
     Args:
         args: Words of the command line.
     """
-    paths = [Path(value) for word, value in pairwise(args) if word in ("-c", "--config")]
-    paths += [Path(word.partition("=")[2]) for word in args if word.startswith("--config=")]
-    for path in paths:
+    given = [(word, value) for word, value in pairwise(args) if word.startswith("-")]
+    given += [(option, value) for option, equals, value in (word.partition("=") for word in args) if equals]
+    sections = {"-c": None, "--config": None} | {f"--{section}": section for section in _SECTIONS}
+    for option, path in ((option, Path(value)) for option, value in given if option in sections):
+        section = sections[option]  # None for a file of all options
         if not path.is_file():
             continue  # the parser says so
         try:
@@ -99,7 +101,7 @@ def check_configs(args: Sequence[str]) -> None:
             raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise UserError(f"'{path}' holds no options: it should consist of lines such as 'trainer: …'.")
-        _check_sections(path, content)
+        _check_sections(path, content if section is None else {section: content})
 
 
 def _check_sections(path: Path, content: Mapping[Any, Any]) -> None:

@@ -165,13 +165,14 @@ def classification_report(predictions: Predictions, classes: tuple[str, ...]) ->
     Returns:
         Number of images, accuracy, macro F1, cross-entropy loss in nats, expected calibration error (15 bins,
         C. Guo and others, "On Calibration of Modern Neural Networks", 2017), the confusion matrix (rows: true
-        class), and for each class its number of images, precision and recall.
+        class), and for each class its number of images, precision (None if it was never predicted) and recall
+        (None if it has no images).
     """
     _, labels, probabilities = predictions
     predicted, n = probabilities.argmax(dim=1), len(classes)
     matrix = classification.multiclass_confusion_matrix(predicted, labels, n)
-    hits, support = matrix.diag(), matrix.sum(dim=1)
-    precision, recall = hits / matrix.sum(dim=0).clamp(min=1), hits / support.clamp(min=1)
+    hits, support, answers = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
+    precision, recall = ((hits / count).tolist() for count in (answers, support))
     return {
         "images": len(labels),
         "accuracy": (hits.sum() / len(labels)).item(),
@@ -179,7 +180,11 @@ def classification_report(predictions: Predictions, classes: tuple[str, ...]) ->
         "loss": torch.nn.functional.nll_loss(probabilities.clamp(min=1e-12).log(), labels).item(),
         "calibration_error": classification.multiclass_calibration_error(probabilities, labels, n, n_bins=15).item(),
         "classes": {
-            name: {"images": int(support[i]), "precision": precision[i].item(), "recall": recall[i].item()}
+            name: {
+                "images": int(support[i]),
+                "precision": precision[i] if answers[i] else None,
+                "recall": recall[i] if support[i] else None,
+            }
             for i, name in enumerate(classes)
         },
         "confusion_matrix": matrix.tolist(),

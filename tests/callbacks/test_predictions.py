@@ -58,11 +58,11 @@ def test_report_is_scikit_learns(n: int, classes: int) -> None:
         assert report["classes"][name]["recall"] == pytest.approx(recall[number])
 
 
-def test_class_never_predicted_and_class_without_images_count_as_zero() -> None:
+def test_precision_of_no_answers_and_recall_of_no_images_are_none() -> None:
     probabilities = [[0.8, 0.2, 0.0], [0.6, 0.4, 0.0], [0.7, 0.3, 0.0]]
     report = predictions.classification_report(predicted(probabilities, [0, 0, 1]), CLASSES)
-    assert report["classes"]["dog"] == {"images": 1, "precision": 0.0, "recall": 0.0}
-    assert report["classes"]["cow"] == {"images": 0, "precision": 0.0, "recall": 0.0}
+    assert report["classes"]["dog"] == {"images": 1, "precision": None, "recall": 0.0}
+    assert report["classes"]["cow"] == {"images": 0, "precision": None, "recall": None}
     assert report["classes"]["cat"] == {"images": 2, "precision": pytest.approx(2 / 3), "recall": 1.0}
     assert report["confusion_matrix"] == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
 
