@@ -25,8 +25,8 @@ class OneLineParser(argparse.ArgumentParser):
         example: A command that works.
     """
 
-    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, example: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.example = example
 
     def error(self, message: str) -> NoReturn:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.callbacks.checkpoints import BEST, FOLDER
+from src.data.standardization import standardized
 from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
@@ -55,9 +56,7 @@ class InferenceModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute probabilities, (N, classes), from bytes, (N, H, W, 3) in RGB order."""
-        inputs = (self.resized(images) - self.mean) / self.std
-        if self.network_side != self.side:
-            inputs = F.interpolate(inputs, size=(self.network_side, self.network_side), mode="bilinear")
+        inputs = standardized(self.resized(images), self.mean, self.std, self.network_side)
         return self.head(self.backbone(inputs)).softmax(dim=1)
 
     def resized(self, images: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Paths as users write them, and files of which a reader, or a killed run, never finds half."""
+"""Paths as users write them, folders to write to, and files of which a reader, or a killed run, never finds half."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from threading import Lock
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.errors import UserError
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some file systems on other machines
 _PATIENCE = 3.0  # seconds
 _umask_lock = Lock()
 
@@ -19,6 +23,26 @@ _umask_lock = Lock()
 def user_path(text: str) -> Path:
     """Turn a path as a user writes it, with `~` and `$VARIABLES`, into one; shells leave those after a `=`."""
     return Path(os.path.expandvars(os.path.expanduser(text)))
+
+
+def make_folder(path: Path, what: str, option: str) -> None:
+    """Make a folder to write to.
+
+    Args:
+        path: The folder.
+        what: What is to be kept there.
+        option: Which option chooses another one.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path, os.W_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"{what} cannot be kept in '{path}': {reason}. Choose another folder with {option}.")
 
 
 @contextmanager
@@ -56,6 +80,9 @@ def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
     except Timeout:
         rank_zero_only(print)(f"another process is {doing}; waiting for it to end ({lock})", flush=True)
         held.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # where there are none, each does the work for itself
+            raise
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from src.errors import UserError
 
+COMMANDS = ("fit", "validate", "test", "predict")
 CONFIGS = Path("configs")
 HELP = "See: python -m src.cli fit --help"
 
@@ -43,7 +44,7 @@ _NESTED = (
 )
 """Options of a class that is itself an option's value, which the parser does not list."""
 _TYPES = {"NoneType": ["null"], "bool": ["true", "false"], "dict": ["a mapping"], "list": ["a list"]}
-_COMMAND = r"(?:fit|validate|test|predict)"
+_COMMAND = f"(?:{'|'.join(COMMANDS)})"
 
 Options = Collection[str]
 
@@ -59,9 +60,9 @@ def plain(message: str, options: Options) -> str:
         The plain line; of a message that nobody foresaw, the same words in one line.
     """
     text = " ".join(message.split())
-    for pattern, say in _RULES:
+    for pattern, explain in _RULES:
         if match := re.search(pattern, text):
-            return say(match, options)
+            return explain(match, options)
     return text
 
 

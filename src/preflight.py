@@ -1,20 +1,15 @@
-"""Look at files, machine and settings before a run begins: a mistake then costs seconds and leaves nothing behind.
+"""Look at files and settings before a run begins: a mistake then costs seconds and leaves nothing behind.
 
 Every check raises a UserError that says what to do.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -33,14 +28,12 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from src.callbacks.checkpoints import BEST, LAST
 from src.data.datamodule import ImageDataModule
 from src.data.sampling import taken_batches
 from src.errors import UserError
-from src.model import int8
 from src.plain_errors import LINKED
 
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1")
@@ -223,89 +216,6 @@ def check_monitors(callbacks: Sequence[Callback], trainer: Trainer) -> None:
             )
 
 
-def check_device(device: torch.device, sync_batchnorm: bool) -> None:
-    """Refuse what the device cannot do.
-
-    Lightning takes Apple's GPUs on its own, and the augmentation needs float64, which they lack.
-
-    Args:
-        device: Where the network runs.
-        sync_batchnorm: Whether statistics are shared by all processes, which torch does on GPUs only.
-    """
-    if device.type == "cpu" and sync_batchnorm:
-        raise UserError("trainer.sync_batchnorm is for GPUs: leave it out, or give --trainer.accelerator gpu.")
-    if device.type == "mps":
-        raise UserError("Apple's GPUs are not supported: add --trainer.accelerator cpu.")
-
-
-def check_processes(environment: ClusterEnvironment, wanted: int) -> None:
-    """Refuse to train in another number of processes than torchrun or srun has started.
-
-    Each of them would train alone, and all would write the same run.
-
-    Args:
-        environment: What Lightning takes for the one that starts processes.
-        wanted: How many there are to be.
-    """
-    if isinstance(environment, TorchElasticEnvironment):
-        started, by = int(os.environ["WORLD_SIZE"]), "torchrun"
-    elif (
-        isinstance(environment, SLURMEnvironment) and "SLURM_STEP_NUM_TASKS" in os.environ
-    ):  # which srun sets, for what it has started
-        started, by = int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun"
-    elif isinstance(environment, SLURMEnvironment) and wanted > 1:
-        raise UserError(f"Slurm starts the {wanted} processes of a job by srun: put srun in front of python.")
-    else:
-        return
-    if started != wanted:
-        raise UserError(
-            f"{by} has started {started} process(es), and trainer.devices times trainer.num_nodes is {wanted}: add "
-            "--config configs/with/ddp.yaml, and on a CPU, or for several machines, --trainer.devices and "
-            "--trainer.num_nodes as they were started (by srun each must see all GPUs of its machine)."
-        )
-
-
-def check_int8(device: torch.device) -> None:
-    """Refuse frozen layers in eight bits where they could not be computed, fast and right.
-
-    Args:
-        device: Where the network runs.
-    """
-    if device.type != "cpu":
-        raise UserError(f"model.frozen_precision int8 is for CPUs, and this run is on {device.type}: use bf16.")
-    if not int8.supported():
-        raise UserError(int8.UNSUPPORTED)
-
-
-def check_graphs(device: torch.device) -> None:
-    """Refuse to record CUDA graphs where there is no GPU.
-
-    Args:
-        device: Where the network runs.
-    """
-    if device.type != "cuda":
-        raise UserError(
-            f"model.cuda_graphs is for GPUs, and this run is on {device.type}: add --model.cuda_graphs false."
-        )
-
-
-def check_compiler(device: torch.device) -> None:
-    """Refuse to compile where torch.compile would not find the compiler it hands its code to.
-
-    Args:
-        device: Where the network runs: torch writes C++ for CPUs; for GPUs Triton needs a C compiler.
-    """
-    language, variable, usual = "C", "CC", ["gcc", "clang"]
-    if device.type == "cpu":
-        language, variable, usual = "C++", "CXX", ["clang++" if sys.platform == "darwin" else "g++"]
-    chosen = shlex.split(os.environ.get(variable, ""))[:1]
-    if not any(map(shutil.which, chosen or usual)):
-        raise UserError(
-            f"model.compile needs a {language} compiler, and {' or '.join(chosen or usual)} is not here: install one "
-            f"(set {variable} if it has another name), or leave out model.compile."
-        )
-
-
 def count_batches(data: ImageDataModule, trainer: Trainer, split: str) -> tuple[int, int]:
     """Count a process's batches of a split: those that are taken, and all that there are."""
     batches = len(data.batches(split, trainer.global_rank, trainer.world_size))
@@ -350,23 +260,3 @@ def check_batches(data: ImageDataModule, trainer: Trainer, tests: bool) -> None:
             f"trainer.val_check_interval is {interval}, but an epoch has {taken} batches: give at most so many, or a "
             "part of an epoch such as 0.5."
         )
-
-
-def make_folder(path: Path, what: str, option: str) -> None:
-    """Make a folder to write to.
-
-    Args:
-        path: The folder.
-        what: What is to be kept there.
-        option: Which option chooses another one.
-
-    Raises:
-        UserError: It cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(path, os.W_OK) else "no permission to write"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise UserError(f"{what} cannot be kept in '{path}': {reason}. Choose another folder with {option}.")

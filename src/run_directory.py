@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.checkpoints import BEST, FOLDER, LAST
 from src.errors import UserError
-from src.files import user_path
+from src.files import NO_LOCKS, user_path
 
 CONFIG = "config.yaml"
 _VERSION = "version_"
 _LOCK = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some file systems on other machines
 _BATCH = "train/batch_"  # metrics of single batches begin so; all others are of whole epochs
 _FINAL_METRICS = {"best/val_acc": "val/acc", "final/test_acc": "test/acc", "final/test_loss": "test/loss"}
 
@@ -97,7 +95,7 @@ class RunLogger(TensorBoardLogger):
                 f"new run. If there is none, remove {lock.lock_file}."
             ) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             return
         self._lock = lock

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,9 +33,12 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
 
 
 def on_sample(recipe: str, options: Mapping[str, Any], *more: str, processes: int = 1) -> list[str]:
-    """Give a command's words for a recipe on built-in images, on the CPU even where there is a GPU."""
+    """Give a command's words for a recipe, with its own decay, on built-in images; on the CPU even if there is a GPU."""
     files = [recipe, "with/sample", *["with/ddp"] * (processes > 1)]
-    options = {"trainer.accelerator": "cpu", "trainer.devices": processes, **options}
+    decay = yaml.safe_load((REPOSITORY / f"configs/{recipe}.yaml").read_text())["unfreezing"].get("decay", "constant")
+    options = {
+        "trainer.accelerator": "cpu", "trainer.devices": processes, "unfreezing.decay": decay, **options
+    }  # fmt: skip
     configs = [f"--config={REPOSITORY / 'configs' / file}.yaml" for file in files]
     return [*configs, *(f"--{name}={value}" for name, value in options.items()), *more]
 

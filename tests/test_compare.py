@@ -14,7 +14,8 @@ import yaml
 from matplotlib.colors import to_rgba
 
 from src.callbacks.history import read_history, write_history
-from src.compare import main, picture, read_run, recipes
+from src.compare import main, picture, recipes
+from src.run_record import read_run
 
 STAGES = {"0": 0, "1": 4}  # as YAML has them
 TRAINER = {"max_epochs": 2, "max_steps": -1, "max_time": None, "callbacks": None}

@@ -24,12 +24,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from support import REPOSITORY, Lacking, run
 
-from src.cli import _threads_that_tell_once, main
+from src.cli import main
 from src.data.datamodule import ImageDataModule
+from src.endings import threads_that_tell_once
 from src.errors import UserError, replace_unknown_characters, say
+from src.files import make_folder
+from src.machine import check_compiler, check_device
 from src.model.classifier import TransferClassifier
 from src.plain_errors import either, plain, plain_trainer, suggestion
-from src.preflight import check_compiler, check_device, check_monitors, make_folder
+from src.preflight import check_monitors
 
 CONFIGS = REPOSITORY / "configs"
 RECIPE = f"--config {CONFIGS}/head.yaml"
@@ -445,7 +448,7 @@ def test_a_thread_does_not_print_what_the_process_tells(monkeypatch: pytest.Monk
     def fail_with(error: Exception) -> None:
         raise error
 
-    with _threads_that_tell_once():
+    with threads_that_tell_once():
         for error in (OSError(errno.ENOSPC, "No space left on device"), defect):
             thread = threading.Thread(target=fail_with, args=(error,))
             thread.start()

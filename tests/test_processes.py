@@ -13,7 +13,7 @@ import torch
 import yaml
 from support import needs_int8, on_sample, run, signal_at
 
-from src.callbacks.history import CSV, read_history
+from src.callbacks.history import HISTORY, read_history
 from src.cli import main
 
 EPOCHS = 3
@@ -82,7 +82,7 @@ def test_training_follows_that_of_one_process(runs: Path, epoch: int) -> None:
 
 
 def test_measures_count_the_images_of_all_processes(runs: Path) -> None:
-    one, two = (read_history(runs / name / "version_0" / CSV)[0] for name in ("one", "two"))
+    one, two = (read_history(runs / name / "version_0" / HISTORY)[0] for name in ("one", "two"))
     for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1"):
         assert two[metric] == pytest.approx(one[metric], rel=1e-3), metric
 
@@ -165,7 +165,7 @@ def test_stopped_within_an_epoch_they_report_the_whole_of_it(tmp_path: Path) -> 
     last = torch.load(tmp_path / "stopped" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 10
     run("fit", *words(tmp_path, "stopped", 2, *options, "--ckpt_path", "last"), threads=1)
-    straight, stopped = (read_history(tmp_path / name / "version_0" / CSV)[0] for name in ("straight", "stopped"))
+    straight, stopped = (read_history(tmp_path / name / "version_0" / HISTORY)[0] for name in ("straight", "stopped"))
     for metric in ("train/loss", "train/acc", "val/acc"):
         assert stopped[metric] == pytest.approx(straight[metric], rel=1e-6), metric
 

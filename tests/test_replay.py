@@ -74,7 +74,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(replay, "capture", capture)
     monkeypatch.setattr(FeatureStore, "put", put)
     monkeypatch.setattr(ImageDataModule, "_replays", lambda data, batch: data.cuda_graphs)
-    monkeypatch.setattr("src.cli.check_graphs", lambda device: None)
+    monkeypatch.setattr("src.machine.check_graphs", lambda device: None)
     return done
 
 

@@ -81,7 +81,7 @@ class FrozenFeatureCache(Callback):
         if stage == "fit":
             log_dir = trainer.log_dir  # asks all processes
             self.directory = None if log_dir is None else Path(log_dir) / FOLDER
-            _data(trainer).images_stay = self.views is not None
+            ImageDataModule.of(trainer).images_stay = self.views is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         self._begin_epoch(trainer, pl_module)  # a run resumed within an epoch sees no epoch start
@@ -98,11 +98,11 @@ class FrozenFeatureCache(Callback):
             self.stage = stage
             self._begin_stage(trainer, model)
         if "train" in self.stores:
-            self.stores["train"].view = _data(trainer).view_of(trainer.current_epoch)
+            self.stores["train"].view = ImageDataModule.of(trainer).view_of(trainer.current_epoch)
         model.keep_features = {split: store.put for split, store in self.stores.items() if store.keeps_view}
 
     def _begin_stage(self, trainer: Trainer, model: TransferClassifier) -> None:
-        data = _data(trainer)
+        data = ImageDataModule.of(trainer)
         self._drop(trainer, model)
         data.views = self.views if model.depth else None
         if not model.depth:
@@ -181,7 +181,7 @@ class FrozenFeatureCache(Callback):
 
     def _drop(self, trainer: Trainer, model: TransferClassifier) -> None:
         self.stores, model.keep_features = {}, {}  # both hold what is in memory, and new ones may need the room
-        for dataset in _data(trainer).datasets.values():
+        for dataset in ImageDataModule.of(trainer).datasets.values():
             dataset.features = None
 
 
@@ -209,7 +209,3 @@ def _feature_type(trainer: Trainer, model: TransferClassifier) -> torch.dtype:
     if model.frozen_precision != "same":
         return {"bf16": torch.bfloat16, "int8": torch.uint8}[model.frozen_precision]
     return half.get(str(trainer.precision), torch.float32)
-
-
-def _data(trainer: Trainer) -> ImageDataModule:
-    return trainer.datamodule  # type: ignore[attr-defined]

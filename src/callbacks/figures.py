@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from src.batch import Batch
+from src.data.datamodule import ImageDataModule
 from src.files import replacing
 
 if TYPE_CHECKING:  # matplotlib takes a while to import, and most commands fail or finish without a picture
@@ -35,7 +36,7 @@ class FirstBatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: object, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step > 0 or batch_idx > 0 or batch.entry > 0:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = ImageDataModule.of(trainer)
         pixels = data.pixels(batch.inputs[:32]).permute(0, 2, 3, 1).cpu().numpy()
         titles = [data.classes[label] for label in batch.labels[:32].tolist()]
         if batch.other_labels is not None and batch.other_shares is not None:

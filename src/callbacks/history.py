@@ -15,7 +15,7 @@ from src.callbacks.figures import history_figure, write_png
 from src.errors import UserError, say
 from src.files import replacing
 
-CSV = "history.csv"
+HISTORY = "history.csv"
 PNG = "history.png"
 Row = dict[str, float]
 _BEST = "val/acc_best"  # of an epoch with several validations; val/acc is the last one's
@@ -46,7 +46,7 @@ class History(Checkpoint):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done = read_history(self.directory / CSV) if (self.directory / CSV).exists() else []
+        done = read_history(self.directory / HISTORY) if (self.directory / HISTORY).exists() else []
         self.rows = [row for row in done if row["epoch"] < trainer.current_epoch]
         self.before = next((row for row in done if row["epoch"] == trainer.current_epoch), None)
         self.trained = False
@@ -79,7 +79,7 @@ class History(Checkpoint):
         if not self.trained and self.before is not None:  # the best checkpoint is made when its epoch has been trained
             row = self.before
         self.rows.append(row)
-        write_history(self.rows, self.directory / CSV)
+        write_history(self.rows, self.directory / HISTORY)
         if self.announce:
             say(_line(row), sys.stdout)
 

@@ -27,8 +27,6 @@ PREDICTIONS = "predictions"
 CONFUSION = "confusion_matrix"
 UNLABELLED = "unlabelled"
 REPORT = "test_report.json"
-VAL_REPORT = "val_report.json"
-VAL = "val_"  # begins the names of what is of the validation images
 
 _PRINTED = 10  # answers that the terminal shows
 _WHOLE = ("accuracy", "macro_f1", "loss", "calibration_error")
@@ -85,18 +83,19 @@ class PredictionWriter(Callback):
             self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, "test", REPORT)
+        self._report(trainer, "test")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._report(trainer, "val", VAL_REPORT, VAL)
+            self._report(trainer, "val")
 
-    def _report(self, trainer: Trainer, split: str, name: str, prefix: str = "") -> None:
+    def _report(self, trainer: Trainer, split: str) -> None:
+        prefix = "" if split == "test" else f"{split}_"
         found = self._gather(trainer)
         if not trainer.is_global_zero:
             return
         plain, shown = found[0], found[-1]  # averaged ones, if there are any
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = ImageDataModule.of(trainer)
         dataset = data.datasets[split]
         report = classification_report(plain, data.classes)
         if trainer.ckpt_path:
@@ -105,7 +104,7 @@ class PredictionWriter(Callback):
             averaged = classification_report(shown, data.classes)
             report["test_time_augmentation"] = {key: averaged[key] for key in _WHOLE}
         self._write(shown, dataset, data.classes, f"{prefix}{PREDICTIONS}.csv")
-        with replacing(self.directory / name) as temporary:
+        with replacing(self.directory / f"{split}_report.json") as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         title = f"{split} images and predictions (red: wrong)"
         for kind, figure in (
@@ -118,7 +117,7 @@ class PredictionWriter(Callback):
         (predictions,) = self._gather(trainer)
         if not trainer.is_global_zero:
             return
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = ImageDataModule.of(trainer)
         dataset = data.datasets[data.predicted]
         if predictions.have_labels:
             self._write(predictions, dataset, data.classes, f"{PREDICTIONS}.csv")

@@ -1,4 +1,4 @@
-"""Stop when told to: save at the next batch boundary, and leave with the signal's exit code."""
+"""Ends before the last epoch: by a signal, saved at the next batch boundary; and why else a training stopped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Timer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from src.callbacks.checkpoints import FOLDER, LAST, AtomicCheckpointIO
 from src.lean_loop import agree_on_signals_less_often
+
+CallbackKind = TypeVar("CallbackKind", bound=Callback)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STANDARD_ERROR = 2  # its number
@@ -106,6 +108,24 @@ class GracefulStop(Checkpoint):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
+
+
+def callbacks_of(trainer: Trainer, kind: type[CallbackKind]) -> list[CallbackKind]:
+    """List a trainer's callbacks of one kind."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def why_it_stopped(trainer: Trainer) -> list[str]:
+    """Say what ended a training before its last epoch; nothing if nothing did."""
+    if not trainer.should_stop:  # what callbacks know may be of an end that the training was continued from
+        return []
+    last = trainer.current_epoch - 1
+    stops = [stop for stop in callbacks_of(trainer, EarlyStopping) if stop.stopped_epoch >= last]
+    reasons = [stop.stopping_reason_message for stop in stops]
+    if any((timer.time_remaining() or 0.0) < 0.0 for timer in callbacks_of(trainer, Timer)):
+        reasons.append("the time of trainer.max_time was over")
+    return [reason for reason in reasons if reason]
 
 
 def _kill(launcher: _SubprocessScriptLauncher) -> None:

@@ -27,7 +27,7 @@ class Summary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         unfreezing = StagedUnfreezing.of(trainer)
         layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
-        print(image_line(trainer.datamodule), end="\n\n")  # type: ignore[attr-defined]
+        print(image_line(ImageDataModule.of(trainer)), end="\n\n")
         print(layer_table(pl_module, layers), end="\n\n")
         rate = partial(unfreezing.rate, trainer, warmed_up=True)
         print(stage_table(pl_module, unfreezing.stages, rate, trainer.max_epochs or 1), flush=True)

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from src.callbacks.schedule import HEAD_NUMBER, Decay, LearningRates, parse_stages, trainable_layers
+from src.data.datamodule import ImageDataModule
 from src.errors import UserError
 from src.model.classifier import HEAD, TransferClassifier
 from src.model.vgg import LAYERS
@@ -60,7 +61,7 @@ class StagedUnfreezing(Callback):
         base, steps = trainer.optimizers[0].defaults["lr"], int(trainer.num_training_batches)
         return self.learning_rates.at(base, number, epoch, step, steps, trainer.max_epochs or 1, warmed_up)
 
-    def check_end(self, max_epochs: int | None) -> None:
+    def check_decay(self, max_epochs: int | None) -> None:
         """Refuse rates that fall towards an end which a training without a number of epochs does not have."""
         decay = self.learning_rates.decay
         if decay != "constant" and max_epochs == -1:
@@ -105,7 +106,7 @@ class StagedUnfreezing(Callback):
             return
         model.trainable_layers = layers
         if model.needs_calibration:
-            model.calibrate(trainer.datamodule.sample_images())  # type: ignore[attr-defined]
+            model.calibrate(ImageDataModule.of(trainer).sample_images())
         self.verified = False
         for optimizer in trainer.optimizers:
             for parameter in frozen:

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jsonargparse import lazy_instance
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F
 
 from src.batch import Batch
 from src.data.augment import Augmentation
@@ -21,7 +20,8 @@ from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, FOR_PREDICT_ONLY, Source
 from src.data.sources.base import OR_UNLABELLED
 from src.data.sources.image_files import FEW, shorten
-from src.data.split import channel_statistics, train_val_split
+from src.data.split import train_val_split
+from src.data.standardization import channel_statistics, standardized
 from src.errors import UserError
 from src.replay import Replay
 
@@ -106,6 +106,11 @@ class ImageDataModule(LightningDataModule):
         self.statistics = torch.empty(2, 3)
         self._statistics_there: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._digests: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> ImageDataModule:
+        """Find the data module of a trainer."""
+        return trainer.datamodule  # type: ignore[attr-defined]
 
     @property
     def num_classes(self) -> int:
@@ -352,10 +357,7 @@ class ImageDataModule(LightningDataModule):
     def standardized(self, pixels: Tensor) -> Tensor:
         """Turn pixels from 0 to 255, (N, 3, H, W), into network input at `image_size`, float32."""
         mean, std = self._statistics_on(pixels.device).view(2, 1, 3, 1, 1)
-        inputs = (pixels.to(torch.float32) - mean) / std
-        if self.input_size is not None and self.input_size != inputs.shape[-1]:
-            inputs = F.interpolate(inputs, size=(self.input_size, self.input_size), mode="bilinear")
-        return inputs
+        return standardized(pixels.to(torch.float32), mean, std, self.image_size)
 
     def _statistics_on(self, device: torch.device) -> Tensor:
         """Give mean and deviation where they are needed, in the same memory even if they have become others."""

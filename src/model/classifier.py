@@ -1,4 +1,4 @@
-"""The network in training: backbone and head, loss, metrics, optimizer groups."""
+"""The network in training: backbone and head, loss and metrics."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from src.batch import Batch
 from src.errors import UserError, say
 from src.lean_loop import remember_signature
 from src.model.int8 import UNSUPPORTED, Int8Layers, Ranges, measure, supported
-from src.model.lean_step import forget_gradients, skip_capture_check, step_in_fewer_groups
+from src.model.lean_step import forget_gradients
 from src.model.loss_and_accuracy import LossAndAccuracy
-from src.model.memory_order import step_in_memory_order
-from src.model.muon import Muon
+from src.model.optimizer import build_optimizer, parameter_groups
 from src.model.test_time import TestTimeAugmentation, average
 from src.model.vgg import FEATURES, LAYERS, REDUCTION, VGGBackbone
 from src.replay import Replay
@@ -393,39 +392,11 @@ class TransferClassifier(LightningModule):
             self.ranges, self._int8 = ranges and Ranges(*ranges), None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Group all parameters, frozen ones included, by layer and by whether weight decay applies.
-
-        The order and the number of groups never change, so a schedule or a checkpoint fits at every stage.
-
-        Returns:
-            Groups from the bottom layer up, then the head; each with its layer's name under `layer`.
-        """
-        named = [(name, layer) for name, layer in self.backbone.named_children()] + [(HEAD, self.head)]
-        groups: list[dict[str, Any]] = []
-        for name, layer in named:
-            parameters = list(layer.parameters())
-            decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-            spared = [parameter for parameter in parameters if parameter.ndim <= 1]
-            if decayed:
-                groups.append({"params": decayed, "layer": name})
-            if spared:
-                groups.append({"params": spared, "layer": name, "weight_decay": 0.0})
-        return groups
+        """Group all parameters by layer, from the bottom up to the head; see `optimizer.parameter_groups`."""
+        return parameter_groups([*self.backbone.named_children(), (HEAD, self.head)])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.make_optimizer(self.parameter_groups())
-        undecided = all(optimizer.defaults.get(kind) is None for kind in ("fused", "foreach"))
-        if undecided and isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # torch would not take the fastest
-            for settings in (optimizer.defaults, *optimizer.param_groups):
-                settings["fused"] = True
-        vars(optimizer)["_step_supports_amp_scaling"] = False  # or Lightning would not clip what is fused
-        if isinstance(optimizer, Muon):
-            optimizer.cuda_graphs = self.cuda_graphs
-        step_in_memory_order(optimizer)
-        skip_capture_check(optimizer)
-        step_in_fewer_groups(optimizer)
-        _keep_settings(optimizer)
-        return optimizer
+        return build_optimizer(self.make_optimizer, self.parameter_groups(), self.cuda_graphs)
 
 
 def _in_order_of(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
@@ -433,22 +404,6 @@ def _in_order_of(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
-
-
-def _keep_settings(optimizer: torch.optim.Optimizer) -> None:
-    """Let a run that goes on take its settings from its configuration, as its rates, and not from the checkpoint."""
-    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-
-    def restore(optimizer: torch.optim.Optimizer) -> None:
-        for group, own in zip(optimizer.param_groups, settings, strict=True):
-            group.update(own)
-            there = group.get("fused") or group.get("capturable")
-            for parameter in group["params"]:  # torch has put these numbers where the old settings want them
-                state = optimizer.state.get(parameter, {})
-                if isinstance(state.get("step"), Tensor) and (there or isinstance(optimizer, torch.optim.Adam)):
-                    state["step"] = state["step"].to(parameter.device if there else "cpu", torch.float32)
-
-    optimizer.register_load_state_dict_post_hook(restore)
 
 
 def _head(features: int, hidden: int, dropout: float, num_classes: int) -> nn.Sequential:

@@ -216,8 +216,13 @@ def expected_input(weights: str | None, weights_input: str | None) -> InputScale
         None if nobody can say: random weights, or a plain state dict without `weights_input`.
 
     Raises:
-        UserError: The file is absent or damaged.
+        UserError: The file is absent or damaged, or published weights are said to expect other input.
     """
+    if weights in PUBLISHED and weights_input not in (None, weights):
+        raise UserError(
+            f"model.weights_input is {weights_input}, and {weights} expect their own input: leave it out. It is for "
+            "files, which do not say what they expect."
+        )
     if weights_input is not None:
         return PUBLISHED[weights_input].expects
     if weights is None:

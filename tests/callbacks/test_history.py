@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks import history
 from src.callbacks.figures import history_figure
-from src.callbacks.history import CSV, PNG, History, read_history, write_history
+from src.callbacks.history import HISTORY, PNG, History, read_history, write_history
 
 ROWS = [
     {"epoch": 0.0, "train/loss": 2.0, "train/acc": 0.25},
@@ -76,13 +76,13 @@ def lines(rows: list[dict[str, float]]) -> dict[tuple[str, str], list[tuple[floa
 
 
 def test_rows_come_back_bit_for_bit(tmp_path: Path) -> None:
-    write_history(ROWS, tmp_path / CSV)
-    assert read_history(tmp_path / CSV) == ROWS
+    write_history(ROWS, tmp_path / HISTORY)
+    assert read_history(tmp_path / HISTORY) == ROWS
 
 
 def test_columns_are_the_union_of_all_rows(tmp_path: Path) -> None:
-    write_history(ROWS, tmp_path / CSV)
-    header, first, *rest = (tmp_path / CSV).read_text().splitlines()
+    write_history(ROWS, tmp_path / HISTORY)
+    header, first, *rest = (tmp_path / HISTORY).read_text().splitlines()
     assert header == "epoch,train/loss,train/acc,val/loss,val/acc,lr/head"
     assert first == "0,2.0,0.25,,,"
     assert len(rest) == 2
@@ -90,13 +90,13 @@ def test_columns_are_the_union_of_all_rows(tmp_path: Path) -> None:
 
 def test_zero_is_a_value(tmp_path: Path) -> None:
     rows = [{"epoch": 0.0, "val/acc": 0.0}]
-    write_history(rows, tmp_path / CSV)
-    assert read_history(tmp_path / CSV) == rows
+    write_history(rows, tmp_path / HISTORY)
+    assert read_history(tmp_path / HISTORY) == rows
 
 
 def test_training_leaves_one_row_an_epoch_and_a_picture(tmp_path: Path) -> None:
     fit(Metrics(), tmp_path, 3)
-    assert read_history(tmp_path / CSV) == [
+    assert read_history(tmp_path / HISTORY) == [
         {
             "epoch": epoch, "train/loss": epoch + 0.5, "train/acc": epoch / 8,
             "val/acc": epoch / 4, "val/loss": epoch + 0.25,
@@ -104,13 +104,13 @@ def test_training_leaves_one_row_an_epoch_and_a_picture(tmp_path: Path) -> None:
         for epoch in range(3)
     ]  # fmt: skip
     assert (tmp_path / PNG).read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CSV, PNG]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [HISTORY, PNG]
 
 
 def test_history_is_written_every_epoch(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="broken"):
         fit(Metrics(fail_in=2), tmp_path, 5)
-    assert [row["epoch"] for row in read_history(tmp_path / CSV)] == [0, 1]
+    assert [row["epoch"] for row in read_history(tmp_path / HISTORY)] == [0, 1]
     assert (tmp_path / PNG).exists()
 
 
@@ -124,15 +124,15 @@ def test_resumed_training_continues_where_its_checkpoint_was(tmp_path: Path) -> 
     run, elsewhere = tmp_path / "run", tmp_path / "two.ckpt"
     fit(Metrics(), run, 2).save_checkpoint(elsewhere)
     fit(Metrics(offset=10), run, 4, start=elsewhere)  # this one is given up: its epochs 2 and 3 are superseded
-    assert [row["train/loss"] for row in read_history(run / CSV)] == [0.5, 1.5, 12.5, 13.5]
+    assert [row["train/loss"] for row in read_history(run / HISTORY)] == [0.5, 1.5, 12.5, 13.5]
     fit(Metrics(offset=20), run, 3, start=elsewhere)
-    assert [row["train/loss"] for row in read_history(run / CSV)] == [0.5, 1.5, 22.5]
+    assert [row["train/loss"] for row in read_history(run / HISTORY)] == [0.5, 1.5, 22.5]
 
 
 def test_new_training_forgets_what_the_folder_held(tmp_path: Path) -> None:
     fit(Metrics(), tmp_path, 3)
     fit(Metrics(offset=10), tmp_path, 1)
-    assert [row["train/loss"] for row in read_history(tmp_path / CSV)] == [10.5]
+    assert [row["train/loss"] for row in read_history(tmp_path / HISTORY)] == [10.5]
 
 
 def test_line_an_epoch_is_printed_when_there_is_no_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +190,7 @@ def test_best_of_several_validations_in_an_epoch_is_kept_beside_the_last(tmp_pat
             callback.on_validation_end(current, None)  # type: ignore[arg-type]
         callback.trained = True
         callback.on_train_epoch_end(current, None)  # type: ignore[arg-type]
-    first, second = read_history(directory / CSV)
+    first, second = read_history(directory / HISTORY)
     assert (first["val/acc"], first["val/acc_best"]) == (pytest.approx(0.4), 0.5)
     assert second == {"epoch": 0, "val/acc": pytest.approx(0.2)}
     assert history.best_of(first) == 0.5
@@ -198,5 +198,5 @@ def test_best_of_several_validations_in_an_epoch_is_kept_beside_the_last(tmp_pat
 
 def test_epoch_without_validation_repeats_no_old_values(tmp_path: Path) -> None:
     fit(Metrics(), tmp_path, 4, every=2)
-    validated = [row["epoch"] for row in read_history(tmp_path / CSV) if "val/acc" in row]
+    validated = [row["epoch"] for row in read_history(tmp_path / HISTORY) if "val/acc" in row]
     assert validated == [1, 3]

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from src.cli import main
 from src.errors import UserError
+from src.machine import check_int8
 from src.model import int8
 from src.model.classifier import TransferClassifier
 from src.model.int8 import LEVELS, Int8Layers, Ranges, measure
 from src.model.vgg import ConvReLU
-from src.preflight import check_int8
 from src.saved_training import SavedTraining
 
 
