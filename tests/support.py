@@ -33,7 +33,7 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
 
 
 def on_sample(recipe: str, options: Mapping[str, Any], *more: str, processes: int = 1) -> list[str]:
-    """Give a command's words for a recipe, with its own decay, on built-in images; on the CPU even if there is a GPU."""
+    """Give a command's words for a recipe, with its own decay, on built-in images; on the CPU even beside a GPU."""
     files = [recipe, "with/sample", *["with/ddp"] * (processes > 1)]
     decay = yaml.safe_load((REPOSITORY / f"configs/{recipe}.yaml").read_text())["unfreezing"].get("decay", "constant")
     options = {
