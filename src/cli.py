@@ -31,6 +31,7 @@ from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
+from src.data.sources.folder import lacks_train
 from src.endings import plain_endings
 from src.errors import UserError, replace_unknown_characters
 from src.files import make_folder, user_path
@@ -46,6 +47,7 @@ from src.preflight import (
     check_callbacks,
     check_configs,
     check_monitors,
+    check_offered,
     check_trainer,
     check_whole_classes,
 )
@@ -154,14 +156,21 @@ class ThawCLI(LightningCLI):
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
         self.saved = None if self.checkpoint is None else SavedTraining.read(self.checkpoint)
         if self.saved is not None:
-            if self.subcommand == "predict" and config.data.source.class_path.endswith(".Unlabelled"):
-                config.data.source.init_args.classes = self.saved.classes
+            self._tell_classes(config.data.source, self.saved)
         elif self.options.warm_start is not None:
             # By its path, for `last` will be another one: of this very run when it is repeated from its config.yaml.
             warm_start = str(find_checkpoint(self.options.warm_start, run, place, "--run.warm_start"))
             self.options.warm_start = config.run.warm_start = warm_start
         else:
             expected_input(config.model.weights, config.model.weights_input)  # which says what is wrong with the file
+
+    def _tell_classes(self, source: Namespace, saved: SavedTraining) -> None:
+        """Have a source that does not know its classes take the checkpoint's."""
+        kind, options = source.class_path.rpartition(".")[2], source.init_args
+        unlabelled = kind == "Unlabelled" and self.subcommand == "predict"
+        alone = kind == "ImageFolder" and self.subcommand != "fit" and lacks_train(user_path(options.root))
+        if unlabelled or (alone and options.classes is None):
+            options.classes = saved.classes
 
     def instantiate_classes(self) -> None:
         try:
@@ -203,14 +212,15 @@ class ThawCLI(LightningCLI):
         data = self.datamodule
         data.prepare_data()
         data.setup(str(self.subcommand))
-        if self.subcommand in ("test", "predict"):
-            data.require("test" if self.subcommand == "test" else data.predicted)
-        judged = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"]}.get(str(self.subcommand), [])
+        judged = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"], "predict": []}[str(self.subcommand)]
+        if self.subcommand != "fit":
+            data.require(*judged or [data.predicted])
         if not self.chosen.trainer.fast_dev_run:
             check_whole_classes(data, self.trainer, judged)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.chosen.trainer
+        check_offered(self.chosen)
         check_trainer(config)
         self.added = list(_listed(config.callbacks))  # before Lightning puts those of every run among them
         check_callbacks(self.added)
@@ -254,6 +264,13 @@ class ThawCLI(LightningCLI):
         check_monitors(self.added, self.trainer)
         if self.checkpoint is None:
             check_averages(self.added)
+        decay = config.unfreezing.learning_rates.decay
+        if decay != "constant" and (trainer.max_steps != -1 or trainer.max_time is not None):
+            limit = "max_time" if trainer.max_steps == -1 else "max_steps"
+            rank_zero_only(print)(
+                f"unfreezing.decay {decay} falls towards epoch {trainer.max_epochs}, where trainer.{limit} may end the "
+                "training long before: rates may then be still high; trainer.max_epochs says how long it is to be"
+            )
         rate, rates = self.model.configure_optimizers().defaults["lr"], config.unfreezing.learning_rates.from_epoch
         if rates.get(0, rate) != rate:
             rank_zero_only(print)(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -41,10 +42,15 @@ def replace_unknown_characters() -> None:
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Print a line, and go on in silence if nobody reads any more: Ctrl-C also ends the `tee` of `… | tee log`."""
+    """Print a line, and go on in silence if nobody reads any more.
+
+    Ctrl-C also ends the `tee` of `… | tee log`, and a terminal may have been closed.
+    """
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())  # else Python would try once more when it ends
 

@@ -55,6 +55,7 @@ _UNFIT: dict[type[Callback], str] = {
 }
 """Callbacks of Lightning's that would fail here, do nothing or end otherwise if continued, and what to do instead."""
 NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "weights_only": ((None, True), "checkpoints are read as data, and never run as programs."),
     "trainer.logger": ((None, True), "every run has TensorBoard's files and history.csv."),
     "trainer.enable_checkpointing": ((None, True), "every run keeps its best and its last checkpoint."),
     "trainer.barebones": ((None, False), "a run has its checkpoints and its curves."),
@@ -111,11 +112,22 @@ def _check_sections(path: Path, content: Mapping[Any, Any]) -> None:
             raise UserError(f"'{path}' has nothing below '{name}:': give it options, or leave it out.")
 
 
-def check_trainer(config: Namespace) -> None:
-    """Refuse options of the trainer that are not offered, and values with which it would fail late or do otherwise.
+def check_offered(config: Namespace) -> None:
+    """Refuse options of Lightning's that are not offered.
 
     Args:
-        config: The options, classes made.
+        config: A command's options.
+    """
+    for option, (unset, why) in NOT_OFFERED.items():
+        if config[option] not in unset:
+            raise UserError(f"{option} is not offered: {why}")
+
+
+def check_trainer(config: Namespace) -> None:
+    """Refuse values of the trainer's options with which it would fail late or do otherwise.
+
+    Args:
+        config: Those options, classes made.
     """
     for option in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         if config[option] is not None and config[option] < 1:
@@ -127,9 +139,6 @@ def check_trainer(config: Namespace) -> None:
         )
     if str(config.precision or 32) not in _PRECISIONS:
         raise UserError(f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed.")
-    for option, (unset, why) in NOT_OFFERED.items():
-        if config[option.removeprefix("trainer.")] not in unset:
-            raise UserError(f"{option} is not offered: {why}")
     strategy = config.strategy
     if isinstance(strategy, str) and strategy not in _STRATEGIES:
         raise UserError(f"trainer.strategy is '{strategy}': expected {' or '.join(_STRATEGIES)}.")

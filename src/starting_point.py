@@ -154,7 +154,7 @@ def say_if_seen(saved: SavedTraining, data: ImageDataModule) -> None:
         saved: The training that its weights come from.
         data: The images, read.
     """
-    if not saved.saw(data.identity(1, False)):
+    if "train" in data.datasets and not saved.saw(data.identity(1, False)):
         rank_zero_only(print)(
             f"'{saved.path}' was trained and validated on other images, or on another split of them: if it was "
             "trained on some that validate now, their accuracy is too good"

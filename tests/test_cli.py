@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, redirect_stdout
 from io import StringIO
@@ -215,8 +216,8 @@ def test_pictures(run: Run, name: str) -> None:
         assert any(low != high for low, high in image.convert("RGB").getextrema())
 
 
-def read_predictions(directory: Path) -> list[dict[str, str]]:
-    with (directory / "predictions.csv").open(newline="") as file:
+def read_predictions(directory: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
+    with (directory / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -362,6 +363,30 @@ def test_predict_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> No
 
 def probabilities(row: dict[str, str]) -> list[float]:
     return [float(row[f"p({name})"]) for name in CLASSES]
+
+
+@pytest.mark.parametrize(("command", "split"), [("test", "test"), ("validate", "val"), ("predict", "test")])
+def test_a_folder_of_other_images_needs_none_to_train(borrowed: Run, tmp_path: Path, command: str, split: str) -> None:
+    """Its classes are the checkpoint's: these lack some of them, so that their own would have other numbers."""
+    images = Sample(size=50).load()["test"]
+    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        folder = tmp_path / "others" / split / CLASSES[label]
+        if label > 4:
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{number}.png")
+    execute(command, *sample("--run.root", str(borrowed.root)))
+    name = ("val_" if command == "validate" else "") + "predictions.csv"
+    expected = {row["image"]: row for row in read_predictions(borrowed.directory, name)}
+    other = ("--data.source", "ImageFolder", "--data.source.root", str(tmp_path / "others"))
+    execute(command, *sample("--run.root", str(borrowed.root)), *other)
+    rows = read_predictions(borrowed.directory, name)
+    assert len(rows) == sum(label > 4 for label in images.labels)
+    for row in rows:
+        assert row["image"].startswith(f"{split}/{row['true']}/")
+        if command != "validate":
+            same = expected[Path(row["image"]).stem]
+            assert (row["true"], row["predicted"]) == (same["true"], same["predicted"])
+            assert probabilities(row) == pytest.approx(probabilities(same), abs=1e-5)
 
 
 @pytest.fixture
@@ -856,6 +881,38 @@ def test_a_training_without_validation_says_that_it_was_not_tested(tmp_path: Pat
     assert "no epoch was validated, so there is no best checkpoint, and no test" in printed
 
 
+def test_callbacks_of_every_run_are_not_taken_for_the_users(tmp_path: Path) -> None:
+    """Lightning puts them into the user's list, where one monitors what such a training does without."""
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
+    own = "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging"
+    assert "no epoch was validated" in execute("fit", *words, "--trainer.limit_train_batches", "1", own)
+
+
+def test_a_limit_that_may_end_a_training_before_its_rates_have_fallen_is_named(tmp_path: Path) -> None:
+    words = sample("--unfreezing.decay", "cosine", "--trainer.max_epochs", "9", "--trainer.max_steps", "1")
+    said = "unfreezing.decay cosine falls towards epoch 9, where trainer.max_steps may end the training long before"
+    assert said in execute("fit", *words, "--run.root", str(tmp_path), "--run.test_after_fit", "false")
+    assert said not in execute("fit", *words, "--trainer.fast_dev_run", "true", "--trainer.max_steps", "-1")
+
+
+def test_a_callback_that_keeps_what_cannot_be_read_again_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        execute("fit", *sample("--run.root", str(tmp_path), "--trainer.callbacks+=tests.support.KeepsAPath"))
+    assert re.search(r"^error: the callback KeepsAPath would save .* state_dict", capsys.readouterr().err, re.MULTILINE)
+    assert not list((tmp_path / "head" / "version_0" / "checkpoints").glob("*.ckpt"))
+
+
+def test_a_thread_may_train(tmp_path: Path) -> None:
+    """Only a process's main thread may listen to signals."""
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--run.test_after_fit", "false")
+    thread = threading.Thread(target=execute, args=("fit", *words))
+    thread.start()
+    thread.join()
+    assert len(read_history(tmp_path / "head" / "version_0" / "history.csv")) == 1
+
+
 @pytest.mark.slow
 def test_validation_within_an_epoch_stands_in_the_history_of_a_run_that_was_stopped_after_it(tmp_path: Path) -> None:
     """Of five batches the third is followed by one, the fourth by the stop."""
@@ -1206,7 +1263,7 @@ def test_moved_run_remembers_its_best_checkpoint(run: Run, tmp_path: Path) -> No
 def test_warm_start_takes_over_the_weights(run: Run, tmp_path: Path) -> None:
     start = run.directory / "checkpoints" / "last.ckpt"
     words = sample("--run.warm_start", str(start), "--run.root", str(tmp_path), "--run.test_after_fit", "false")
-    words += ["--model.optimizer.init_args.lr", "0", "--trainer.max_epochs", "1"]
+    words += ["--model.optimizer.init_args.lr", "0", "--trainer.max_epochs", "1", "--model.weights", "gone.pth"]
     execute("fit", *words, "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")
     warm = Run(tmp_path / "head" / "version_0", "")
     ours, theirs = warm.checkpoint("last.ckpt")["state_dict"], run.checkpoint("last.ckpt")["state_dict"]

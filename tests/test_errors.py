@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO, TextIOWrapper
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,9 @@ FIT = f"fit {RECIPE} --model.weights null"
 PARSED = {
     "": ["say what to do", "fit, validate, test", "--config configs/last4.yaml"],
     RECIPE: ["say what to do"],
+    f"{RECIPE} --run.name test": ["say what to do"],
+    f"{RECIPE} --run.name test fit": ["the command comes first", f"python -m src.cli fit {RECIPE} --run.name test"],
+    f"{RECIPE} --run.name 'of mine' fit": [f"python -m src.cli fit {RECIPE} --run.name 'of mine'"],
     f"{RECIPE} fit": ["the command comes first", f"python -m src.cli fit {RECIPE}"],
     "fit": ["unfreezing.stages is missing", "--config configs/last4.yaml"],
     "test": ["unfreezing.stages is missing", "--config configs/last4.yaml"],
@@ -219,6 +223,10 @@ OPTIONS = {
     ],
     "--model.weights_input FOO": ["model.weights_input is 'FOO'", "IMAGENET1K_V1"],
     "--data.standardize foo": ["data.standardize is 'foo': expected weights or dataset."],
+    "--model.weights IMAGENET1K_V1 --model.weights_input IMAGENET1K_FEATURES": [
+        "weights_input is IMAGENET1K_FEATURES, and IMAGENET1K_V1 expect their own input: leave it out",
+    ],
+    "--weights_only false": ["weights_only is not offered: checkpoints are read as data"],
     "--data.standardize weights": ["data.standardize is 'weights'", "--model.weights_input"],
     "--data.batch_size 1": ["data.batch_size is 1", "at least 2"],
     "--data.val_fraction 2": ["val_fraction", "2", "above 0 and below 1"],
@@ -462,6 +470,23 @@ def test_a_reader_that_is_gone_ends_nothing() -> None:
         os.close(reading)
         for _ in range(2):
             say("nobody reads this", stream)
+
+
+def test_a_terminal_that_was_closed_ends_nothing() -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        os.close(ours)
+        for _ in range(2):
+            say("nobody reads this", stream)
+
+
+def test_a_disk_without_room_is_told_apart_from_a_reader_that_is_gone() -> None:
+    class Full(StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        say("this is lost", Full())
 
 
 def test_recorded_steps_without_a_gpu(fail: Fail) -> None:

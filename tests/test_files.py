@@ -1,14 +1,16 @@
 """Files: the old one or the new one, never half of one and nothing beside it; and one process at a time."""
 
+import errno
 import os
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from src.files import one_at_a_time, replacing, user_path
+from src.files import NO_LOCKS, one_at_a_time, replacing, user_path
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -16,6 +18,21 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSPC])
+def test_where_there_are_no_locks_each_works_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr("src.files.FileLock.acquire", refuse)
+    worked = []
+    refused = nullcontext() if code in NO_LOCKS else pytest.raises(OSError, match="refused")
+    with refused, one_at_a_time(tmp_path / "lock", "working"):
+        worked.append(True)
+    assert bool(worked) == (code in NO_LOCKS)
 
 
 def write(path: Path, text: str) -> None:

@@ -109,7 +109,7 @@ def test_killed_with_a_cache_in_memory_is_close_to_never_killed(untouched: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_stopped_within_an_epoch_equals_never_stopped(untouched: Path, tmp_path: Path, name: str, code: int) -> None:
     stopped = fit(tmp_path, "run", *signal_at(3, 1, name), check=False)  # from cached features
     assert stopped.returncode == code

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from src.errors import UserError
 from src.files import replacing
 from src.replay import streams
 
@@ -128,6 +130,9 @@ class RunCheckpoint(ModelCheckpoint):
     An evaluation gets averaged weights where there are any, and EarlyStopping keeps the patience that it was given now.
     """
 
+    _plain = False
+    """Whether what callbacks keep was seen to be readable, which the first checkpoint is enough to tell."""
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero:
@@ -137,6 +142,9 @@ class RunCheckpoint(ModelCheckpoint):
     on_train_batch_end = Callback.on_train_batch_end  # it saves at the end of epochs only
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self._plain:
+            _check_plain(checkpoint.get("callbacks", {}))
+            self._plain = True
         if trainer.optimizers:
             checkpoint["optimizer"] = type(trainer.optimizers[0]).__name__
 
@@ -158,6 +166,21 @@ class RunCheckpoint(ModelCheckpoint):
         # Else it is a checkpoint without its run: the new run finds a best one of its own.
         if state_dict["dirpath"] == self.dirpath and Path(state_dict["best_model_path"]).is_file():
             super().load_state_dict(state_dict)
+
+
+def _check_plain(states: Mapping[str, Any]) -> None:
+    """Refuse states that could be saved, and not be read again: checkpoints are read as data, not as programs."""
+    for name, state in states.items():
+        try:
+            written = BytesIO()
+            torch.save(state, written)
+            written.seek(0)
+            torch.load(written, weights_only=True)
+        except Exception as error:  # whatever pickling meets
+            raise UserError(
+                f"the callback {name.partition('{')[0]} would save in each checkpoint what cannot be read again: have "
+                "its state_dict give tensors, numbers, text, lists and dictionaries only."
+            ) from error
 
 
 def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class FrozenFeatureCache(Callback):
             return
         shape = output_shapes(model.image_size)[model.depth - 1]
         dtype = _feature_type(trainer, model)
-        wanted = {"val": 1, "train": self._wanted(trainer)}
+        train = self._wanted(trainer) if _shows_all(trainer) else 0
+        wanted = {"val": 1 if trainer.limit_val_batches else 0, "train": train}
         # The largest share of a process, so that all of them keep as many views.
         shares = {split: -(-len(data.datasets[split]) // trainer.world_size) for split in wanted}
         sizes = {split: share * torch.Size(shape).numel() * dtype.itemsize for split, share in shares.items()}
@@ -183,6 +184,18 @@ class FrozenFeatureCache(Callback):
         self.stores, model.keep_features = {}, {}  # both hold what is in memory, and new ones may need the room
         for dataset in ImageDataModule.of(trainer).datasets.values():
             dataset.features = None
+
+
+def _shows_all(trainer: Trainer) -> bool:
+    """Tell whether every epoch shows all images; else batches would find some of their features only, and say so."""
+    batches = ImageDataModule.of(trainer).batches("train", trainer.global_rank, trainer.world_size)
+    if trainer.num_training_batches >= len(batches):
+        return True
+    rank_zero_only(say)(
+        "feature cache: trainer.limit_train_batches gives every epoch other images, so no training view is kept",
+        sys.stdout,
+    )
+    return False
 
 
 def views_that_fit(limit: int, wanted: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from src.data.datamodule import ImageDataModule
 from src.data.loading import ArrayDataset
 from src.data.sources import UNKNOWN
 from src.files import replacing
+from src.model.loss_and_accuracy import counting_plainly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,10 +153,11 @@ class PredictionWriter(Callback):
             writer = csv.writer(file)
             truth = predictions.have_labels
             writer.writerow(["image", *["true"] * truth, "predicted", *(f"p({each})" for each in classes)])
-            for index, label, row in zip(*(column.tolist() for column in predictions), strict=True):
-                best = max(range(len(row)), key=row.__getitem__)
-                values = (f"{value:.6f}" for value in row)
-                writer.writerow([dataset.name_of(index), *[classes[label]] * truth, classes[best], *values])
+            for index, label, row in zip(*predictions, strict=True):  # numbers of all at once would fill the memory
+                values = (f"{value:.6f}" for value in row.tolist())
+                best = int(row.argmax())
+                name, true = dataset.name_of(int(index)), [classes[int(label)]] * truth
+                writer.writerow([name, *true, classes[best], *values])
 
 
 def classification_report(predictions: Predictions, classes: tuple[str, ...]) -> dict:
@@ -169,13 +171,15 @@ def classification_report(predictions: Predictions, classes: tuple[str, ...]) ->
     """
     _, labels, probabilities = predictions
     predicted, n = probabilities.argmax(dim=1), len(classes)
-    matrix = classification.multiclass_confusion_matrix(predicted, labels, n)
+    with counting_plainly():
+        matrix = classification.multiclass_confusion_matrix(predicted, labels, n)
+        f1 = classification.multiclass_f1_score(predicted, labels, n, average="macro").item()
     hits, support, answers = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
     precision, recall = ((hits / count).tolist() for count in (answers, support))
     return {
         "images": len(labels),
         "accuracy": (hits.sum() / len(labels)).item(),
-        "macro_f1": classification.multiclass_f1_score(predicted, labels, n, average="macro").item(),
+        "macro_f1": f1,
         "loss": torch.nn.functional.nll_loss(probabilities.clamp(min=1e-12).log(), labels).item(),
         "calibration_error": classification.multiclass_calibration_error(probabilities, labels, n, n_bins=15).item(),
         "classes": {

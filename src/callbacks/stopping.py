@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from src.lean_loop import agree_on_signals_less_often
 
 CallbackKind = TypeVar("CallbackKind", bound=Callback)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal or a connection closes
 _STANDARD_ERROR = 2  # its number
 _CHECK_EVERY = 10  # batches between two agreements of several processes, each of which waits for all of them
 
@@ -39,7 +40,7 @@ class Stopped(Exception):
 
 
 class GracefulStop(Checkpoint):
-    """Turn SIGTERM and Ctrl-C into a checkpoint and an orderly end; a second signal ends the process at once.
+    """Turn SIGTERM, SIGHUP and Ctrl-C into a checkpoint and an orderly end; a second signal ends the process at once.
 
     It counts as a checkpoint callback for Lightning, so that it comes after the epoch's own checkpoints.
     """
@@ -57,12 +58,14 @@ class GracefulStop(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now, because Lightning has put its own handlers in place just before.
-        self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # no other may
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+            self.previous = {number: signal.signal(number, self._receive) for number in heard}
         agree_on_signals_less_often(trainer)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        for each in SIGNALS:
+        for each in self.previous:
             signal.signal(each, signal.SIG_DFL)
         if self.speaks:  # past Python's own stream, which the signal may have interrupted
             with suppress(OSError):  # whoever read it may be gone, by the same Ctrl-C

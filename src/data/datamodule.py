@@ -134,10 +134,12 @@ class ImageDataModule(LightningDataModule):
 
     def _load(self, stage: str) -> None:
         splits = self.source.load()
-        if "predict" in splits:  # the checkpoint knows mean and deviation
-            if stage != "predict":
-                raise UserError(FOR_PREDICT_ONLY)
-            self.datasets = {"predict": ArrayDataset(splits["predict"], np.arange(len(splits["predict"])))}
+        if "predict" in splits and stage != "predict":
+            raise UserError(FOR_PREDICT_ONLY)
+        if "train" not in splits:  # the checkpoint knows mean and deviation
+            if stage == "fit":
+                raise UserError("the data source has no training images; add a 'train' folder beside its others")
+            self.datasets = {split: ArrayDataset(images, np.arange(len(images))) for split, images in splits.items()}
             return
         train = splits["train"]
         if "val" in splits:

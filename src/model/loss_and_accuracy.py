@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+
+@contextmanager
+def counting_plainly() -> Iterator[None]:
+    """Have torchmetrics count with `torch.bincount` in deterministic mode, too.
+
+    It would compare every image with every pair of classes there, which takes images × classes² of memory. Whole
+    numbers add up to the same in any order.
+    """
+    mode, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn)
 
 
 class LossAndAccuracy(Metric):

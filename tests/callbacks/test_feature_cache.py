@@ -66,6 +66,14 @@ def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[in
     assert sum(passed) == 2 * TRAIN + VAL
 
 
+def test_nothing_is_kept_of_images_that_change_from_epoch_to_epoch(
+    tmp_path: Path, passed: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, "1", 2, None, "--data.batch_size=16", "--trainer.limit_train_batches=2")
+    assert sum(passed) == 2 * 32 + VAL
+    assert "limit_train_batches gives every epoch other images, so no training view is kept" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_cache_learns_in_time_what_a_device_holds(
     tmp_path: Path, passed: list[int], monkeypatch: pytest.MonkeyPatch

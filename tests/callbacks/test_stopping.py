@@ -76,7 +76,7 @@ def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("src.callbacks.stopping.os.write", gone)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     stop = GracefulStop()
-    stop.speaks = True
+    stop.speaks, stop.previous = True, before
     try:
         stop._receive(signal.SIGINT, None)
         assert stop.received == signal.SIGINT
@@ -84,3 +84,18 @@ def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.callbacks.stopping.agree_on_signals_less_often", lambda trainer: None)
+    before, stop = signal.signal(signal.SIGHUP, signal.SIG_IGN), GracefulStop()
+    try:
+        stop.on_train_start(None, None)  # type: ignore[arg-type]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == stop._receive
+        stop.received = signal.SIGTERM
+        stop._receive(signal.SIGTERM, None)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        stop._restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)

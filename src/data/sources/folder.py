@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,28 +41,31 @@ class ImageFolder(Source):
 
     PNG, JPEG, WebP and BMP files count, in nested and linked folders too, each folder once; hidden ones do not.
     Every image becomes RGB, turned upright by its EXIF tag, transparency laid over white; of 16 bits a colour the upper
-    eight count. An image of another size
-    is resized to a square (bicubic, antialiased), which does not keep its aspect ratio; one of that size keeps its
-    pixels.
+    eight count. An image of another size is resized to a square (bicubic, antialiased), which does not keep its aspect
+    ratio; one of that size keeps its pixels.
 
     Decoded arrays are cached in `root/.thaw-cache`, or in the user's cache folder if `root` is read-only, and
     made again when a file changes.
 
     Args:
-        root: Folder that holds `train` and, optionally, `val` and `test`, each with one subfolder per class.
+        root: Folder that holds `train` and, optionally, `val` and `test`, each with one subfolder per class. To
+            validate or test a checkpoint, `val` or `test` alone will do.
         image_size: Side of the square images, in pixels.
+        classes: Names of the classes in label order; null for those of `train` or, where there is no such folder, of
+            the checkpoint.
 
     Raises:
         UserError: The side is none.
     """
 
-    def __init__(self, root: str, image_size: int = 32) -> None:
+    def __init__(self, root: str, image_size: int = 32, classes: Sequence[str] | None = None) -> None:
         self.root = user_path(root)
         self.image_size = checked_side(image_size)
+        self._classes = classes
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Name the subfolders of `train`, sorted.
+        """Name the classes as they were given, else the subfolders of `train`, sorted.
 
         Raises:
             UserError: The folder does not have the layout above; the message says where.
@@ -109,7 +113,7 @@ class ImageFolder(Source):
     @cached_property
     def _listing(self) -> "_Listing":
         try:
-            return _list(self.root)
+            return _list(self.root, self._classes)
         except OSError as error:
             where = error.filename or self.root
             raise UserError(f"{where} cannot be read: {error.strerror}; mend that, or set another root") from error
@@ -149,6 +153,11 @@ class ImageFolder(Source):
         )
 
 
+def lacks_train(root: Path) -> bool:
+    """Tell whether a folder holds images to judge a checkpoint by, and none to train."""
+    return not (root / "train").is_dir() and any((root / split).is_dir() for split in SPLITS)
+
+
 @dataclass(frozen=True)
 class _Listing:
     classes: tuple[str, ...]
@@ -156,41 +165,48 @@ class _Listing:
     labels: dict[str, np.ndarray]
 
 
-def _list(root: Path) -> _Listing:
+def _list(root: Path, known: Sequence[str] | None) -> _Listing:
     """List every split's images by class and path, and check the layout."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; set root to the folder that holds train/")
-    if not (root / "train").is_dir():
+    if known is None and not (root / "train").is_dir():
         raise UserError(f"{root} has no folder train/; put the training images in {root}/train/<class>/{OR_UNLABELLED}")
     if not _is_text(str(root)):
         raise UserError(f"the path {root} is not UTF-8; rename its folders")
-    classes = _class_folders(root / "train")
-    if odd := [name for name in classes if not _is_text(name)]:
-        raise UserError(f"{root / 'train'} has class folders whose names are not UTF-8: {shorten(odd)}; rename them")
-    if len(classes) < 2:
-        found = f"only the class folder {classes[0]!r}" if classes else "no class folders"
-        raise UserError(f"{root / 'train'} has {found}; make one folder for each of at least two classes")
+    classes = _train_classes(root / "train") if known is None else list(known)
     listing = _Listing(tuple(classes), {}, {})
-    for split in SPLITS:
-        if (root / split).is_dir():
-            by_class = _list_split(root, split, classes)
-            counts = [len(by_class.get(name, ())) for name in classes]
-            listing.files[split] = [file for files in by_class.values() for file in files]
-            listing.labels[split] = np.repeat(np.arange(len(classes)), counts)
+    splits = [split for split in SPLITS if (root / split).is_dir()]
+    if not splits:
+        raise UserError(f"{root} has none of the folders {', '.join(SPLITS)}; put images in {root}/test/<class>/")
+    for split in splits:
+        by_class = _list_split(root, split, classes, "train" if known is None else "the classes asked for")
+        listing.files[split] = [file for name in classes for file in by_class.get(name, ())]
+        counts = [len(by_class.get(name, ())) for name in classes]
+        listing.labels[split] = np.repeat(np.arange(len(classes)), counts)
     return listing
 
 
-def _list_split(root: Path, split: str, classes: list[str]) -> dict[str, list[ImageFile]]:
+def _train_classes(train: Path) -> list[str]:
+    classes = _class_folders(train)
+    if odd := [name for name in classes if not _is_text(name)]:
+        raise UserError(f"{train} has class folders whose names are not UTF-8: {shorten(odd)}; rename them")
+    if len(classes) < 2:
+        found = f"only the class folder {classes[0]!r}" if classes else "no class folders"
+        raise UserError(f"{train} has {found}; make one folder for each of at least two classes")
+    return classes
+
+
+def _list_split(root: Path, split: str, classes: list[str], whose: str) -> dict[str, list[ImageFile]]:
     present = _class_folders(root / split)
     if unknown := sorted(set(present) - set(classes)):
         alike = {normalize("NFC", name) for name in unknown} & {normalize("NFC", name) for name in classes}
         advice = "; rename or remove"
         if alike:  # as archives of other systems have them
             advice = (
-                f"; rename {shorten(sorted(alike))} as in train, where the same letters are other Unicode characters"
+                f"; rename {shorten(sorted(alike))} as in {whose}, where the same letters are other Unicode characters"
                 + ", and rename or remove the others" * (len(alike) < len(unknown))
             )
-        raise UserError(f"{root / split} has classes unknown to train: {shorten(unknown)}{advice}")
+        raise UserError(f"{root / split} has classes unknown to {whose}: {shorten(unknown)}{advice}")
     by_class = {name: list_images(root / split / name, root) for name in present}
     if empty := [name for name, files in by_class.items() if not files]:
         raise UserError(
