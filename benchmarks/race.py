@@ -223,12 +223,13 @@ def draw(results: dict[str, dict[str, Contestant]], views: list[int], path: Path
     """Draw the minutes of the tutorial's job as bars."""
     figure = new_figure(7.5 * len(results), 3.5)
     for panel, (job, racers) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
-        minutes = {name: seconds / 60 for name, seconds in reversed(thirty_epochs(racers, views).items())}
+        slowest_first = sorted(thirty_epochs(racers, views).items(), key=lambda each: -each[1])
+        minutes = {name: seconds / 60 for name, seconds in slowest_first}
         colours = ["C0" if name.startswith(THAW) else "C7" for name in minutes]
         bars = panel.barh(list(minutes), list(minutes.values()), color=colours)
         panel.bar_label(bars, fmt="{:.1f}", padding=3)
         panel.set(title=f"{job}, {EPOCHS} epochs", xlabel="minutes")
-        panel.margins(x=0.12)
+        panel.margins(x=0.18)
     write_png(figure, path)
 
 
