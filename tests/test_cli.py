@@ -132,7 +132,7 @@ def test_run_directory_holds_everything_in_one_place(run: Run) -> None:
     names = {path.name for path in run.directory.iterdir() if not path.name.startswith("events.out.tfevents")}
     assert names == {
         "checkpoints", "config.yaml", "confusion_matrix.png", "first_batch.png", "history.csv", "history.png",
-        "predictions.csv", "predictions.png", "test_report.json",
+        "mistakes.png", "predictions.csv", "predictions.png", "test_report.json",
     }  # fmt: skip
     assert {path.name for path in (run.directory / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
@@ -311,7 +311,8 @@ def evaluate(run: Run, command: str) -> tuple[str, set[str]]:
 def test_test_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
     config = borrowed.config
     printed, files = evaluate(borrowed, "test")
-    assert files == {"predictions.csv", "predictions.png", "test_report.json", "confusion_matrix.png"}
+    made = {"predictions.csv", "predictions.png", "test_report.json", "confusion_matrix.png", "mistakes.png"}
+    assert files == made
     accuracy = json.loads((borrowed.directory / "test_report.json").read_text())["accuracy"]
     assert f"test/acc {accuracy:.4f}" in printed
     assert "runs/head/version_1" in printed
@@ -327,7 +328,8 @@ def test_test_after_fit_and_test_agree(run: Run) -> None:
 def test_validate_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
     printed, files = evaluate(borrowed, "validate")
     assert "another split" not in printed
-    assert files == {"val_predictions.csv", "val_predictions.png", "val_report.json", "val_confusion_matrix.png"}
+    pictures = {f"val_{name}.png" for name in ("predictions", "confusion_matrix", "mistakes")}
+    assert files == {"val_predictions.csv", "val_report.json"} | pictures
     assert f"val/acc {borrowed.history[0]['val/acc']:.4f}" in printed
     report = json.loads((borrowed.directory / "val_report.json").read_text())
     assert report["accuracy"] == pytest.approx(borrowed.history[0]["val/acc"], abs=1e-4)

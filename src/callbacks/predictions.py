@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions"
 CONFUSION = "confusion_matrix"
+MISTAKES = "mistakes"
 UNLABELLED = "unlabelled"
 REPORT = "test_report.json"
 
+_DRAWN = 24  # images that a picture shows
 _PRINTED = 10  # answers that the terminal shows
 _WHOLE = ("accuracy", "macro_f1", "loss", "calibration_error")
 """What a report says of all images together."""
@@ -48,6 +50,19 @@ class Predictions(NamedTuple):
     def have_labels(self) -> bool:
         """Whether the true classes are known."""
         return bool((self.labels != UNKNOWN).all())
+
+    def examples(self) -> Predictions:
+        """Choose up to 24, evenly spread."""
+        return self._only(torch.linspace(0, len(self.labels) - 1, min(_DRAWN, len(self.labels))).long())
+
+    def surest_mistakes(self) -> Predictions:
+        """Choose up to 24 of the wrong ones, the surest first."""
+        confidence, predicted = self.probabilities.max(dim=1)
+        wrong = (predicted != self.labels).nonzero().flatten()
+        return self._only(wrong[confidence[wrong].argsort(descending=True, stable=True)][:_DRAWN])
+
+    def _only(self, chosen: Tensor) -> Predictions:
+        return Predictions(*(column[chosen] for column in self))
 
 
 class PredictionWriter(Callback):
@@ -107,11 +122,15 @@ class PredictionWriter(Callback):
         self._write(shown, dataset, data.classes, f"{prefix}{PREDICTIONS}.csv")
         with replacing(self.directory / f"{split}_report.json") as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        title = f"{split} images and predictions (red: wrong)"
-        for kind, figure in (
-            (CONFUSION, confusion_figure(report["confusion_matrix"], data.classes)),
-            (PREDICTIONS, _examples(shown, dataset, data.classes, title)),
-        ):
+        title, mistakes = f"{split} images and predictions (red: wrong)", shown.surest_mistakes()
+        figures = {
+            CONFUSION: confusion_figure(report["confusion_matrix"], data.classes),
+            PREDICTIONS: _grid(shown.examples(), dataset, data.classes, title),
+        }
+        (self.directory / f"{prefix}{MISTAKES}.png").unlink(missing_ok=True)  # of a test before, and now there are none
+        if len(mistakes.labels):
+            figures[MISTAKES] = _grid(mistakes, dataset, data.classes, f"surest mistakes of the {split} images", True)
+        for kind, figure in figures.items():
             save_and_log(trainer, f"{prefix}{kind}", figure, self.directory / f"{prefix}{kind}.png")
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +144,8 @@ class PredictionWriter(Callback):
         else:  # files of their own: the run keeps what it said of its test images
             self._write(predictions, dataset, data.classes, f"{UNLABELLED}.csv")
             write_png(
-                _examples(predictions, dataset, data.classes, "predictions"), self.directory / f"{UNLABELLED}.png"
+                _grid(predictions.examples(), dataset, data.classes, "predictions"),
+                self.directory / f"{UNLABELLED}.png",
             )
             guesses = _guesses(predictions.probabilities[:_PRINTED], data.classes)
             for index, guess in zip(predictions.indices.tolist(), guesses, strict=False):
@@ -200,12 +220,16 @@ def _guesses(probabilities: Tensor, classes: tuple[str, ...]) -> list[str]:
     return [f"{classes[p]} {c:.0%}" for p, c in zip(predicted.tolist(), confidence.tolist(), strict=True)]
 
 
-def _examples(predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], title: str) -> Figure:
-    chosen = torch.linspace(0, len(predictions.labels) - 1, min(24, len(predictions.labels))).long()
-    indices, labels, probabilities = (column[chosen] for column in predictions)
+def _grid(
+    predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], heading: str, name_truth: bool = False
+) -> Figure:
+    """Draw images with what they are taken for and, if asked to, with what they are."""
+    indices, labels, probabilities = predictions
     pixels = dataset.pixels[indices.to(dataset.pixels.device)].permute(0, 2, 3, 1).cpu().numpy()
     titles = _guesses(probabilities, classes)
-    if not predictions.have_labels:
-        return grid_figure(pixels, titles, title)
+    if name_truth:
+        titles = [f"{guess}, is {classes[label]}" for guess, label in zip(titles, labels.tolist(), strict=True)]
+    if name_truth or not predictions.have_labels:
+        return grid_figure(pixels, titles, heading)
     colours = ["green" if right else "crimson" for right in (probabilities.argmax(dim=1) == labels).tolist()]
-    return grid_figure(pixels, titles, title, colours)
+    return grid_figure(pixels, titles, heading, colours)

@@ -172,7 +172,7 @@ def test_examples_are_taken_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
     dataset = data.datasets["test"]
     dataset.pixels = numbers.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     found = predicted(torch.eye(3)[numbers % 3], numbers % 3)
-    predictions._examples(found, dataset, data.classes, "examples")
+    predictions._grid(found.examples(), dataset, data.classes, "examples")
     assert shown[0][:, 0, 0, 0].tolist() == list(range(0, 47, 2))
 
 
@@ -219,8 +219,24 @@ def test_test_leaves_report_and_pictures(tmp_path: Path) -> None:
     report = json.loads((tmp_path / REPORT).read_text())
     assert report["accuracy"] == pytest.approx(0.9)
     assert report["confusion_matrix"] == [[4, 0, 0], [0, 2, 1], [0, 0, 3]]
-    for name in ("confusion_matrix.png", "predictions.png"):
+    for name in ("confusion_matrix.png", "predictions.png", "mistakes.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_nothing_is_wrong_no_picture_of_mistakes_stays(tmp_path: Path) -> None:
+    make_trainer(tmp_path).test(Guesser(), make_data(), verbose=False)
+    assert (tmp_path / "mistakes.png").exists()
+    make_trainer(tmp_path).test(Guesser(averages=True), make_data(), verbose=False)
+    assert not (tmp_path / "mistakes.png").exists()
+
+
+def test_the_surest_mistakes_come_first() -> None:
+    probabilities = [[0.9, 0.1, 0.0], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0], [0.4, 0.0, 0.6], [0.05, 0.95, 0.0]]
+    mistakes = predicted(probabilities, [1, 1, 0, 0, 2]).surest_mistakes()  # only the second is right
+    assert mistakes.indices.tolist() == [4, 0, 2, 3]
+    assert mistakes.labels.tolist() == [2, 1, 0, 0]
+    many = predicted([[0.5 + i / 100, 0.5 - i / 100, 0.0] for i in range(40)], [1] * 40).surest_mistakes()
+    assert many.indices.tolist() == list(range(39, 15, -1))
 
 
 def test_report_has_averaged_predictions_apart(tmp_path: Path) -> None:
@@ -249,8 +265,11 @@ def test_second_test_counts_no_image_of_the_first(tmp_path: Path) -> None:
 def test_examples_are_the_images_with_their_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Any] = {}
 
-    def note(pixels: np.ndarray, titles: list[str], heading: str, colours: list[str]) -> object:
-        drawn.update(numbers=pixels[:, 0, 0, 0].tolist(), shape=pixels.shape[1:], titles=titles, colours=colours)
+    def note(pixels: np.ndarray, titles: list[str], heading: str, colours: list[str] | None = None) -> object:
+        if "mistakes" in heading:
+            drawn["mistakes"] = dict(zip(pixels[:, 0, 0, 0].tolist(), titles, strict=True))
+        else:
+            drawn.update(numbers=pixels[:, 0, 0, 0].tolist(), shape=pixels.shape[1:], titles=titles, colours=colours)
         return figure(pixels, titles, heading, colours)
 
     figure = predictions.grid_figure
@@ -260,6 +279,7 @@ def test_examples_are_the_images_with_their_predictions(tmp_path: Path, monkeypa
     assert drawn["shape"] == (8, 8, 3)
     assert drawn["titles"][:5] == ["cat 50%", "dog 55%", "cow 60%", "cat 65%", "cow 70%"]
     assert [number for number, colour in enumerate(drawn["colours"]) if colour == "crimson"] == [4]
+    assert drawn["mistakes"] == {4: "cow 70%, is dog"}
 
 
 def test_validation_images_are_those_that_were_split_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
