@@ -109,18 +109,15 @@ class FrozenFeatureCache(Callback):
             for split in ("val", "train"):
                 self._remove(trainer, split)
             return
-        shape = output_shapes(model.image_size)[model.depth - 1]
-        dtype = _feature_type(trainer, model)
         train = self._wanted(trainer) if _shows_all(trainer) else 0
         wanted = {"val": 1 if trainer.limit_val_batches else 0, "train": train}
         # The largest share of a process, so that all of them keep as many views.
         shares = {split: -(-len(data.datasets[split]) // trainer.world_size) for split in wanted}
-        sizes = {split: share * torch.Size(shape).numel() * dtype.itemsize for split, share in shares.items()}
+        shape, dtype = _features(trainer, model)
+        sizes = {split: share * shape.numel() * dtype.itemsize for split, share in shares.items()}
         fitting = views_that_fit(int(self.limit_gib * _GIB), wanted, sizes)
         network = self._network(trainer, model) if self.place == "disk" else {}
         for split, kept in fitting.items():
-            dataset = data.datasets[split]
-            images, own = len(dataset.labels), data.own_images(split)
             if kept < wanted[split]:
                 rank_zero_only(say)(
                     f"feature cache: {kept} of {wanted[split]} {split} view(s) fit into {self.limit_gib:g} GiB "
@@ -129,14 +126,21 @@ class FrozenFeatureCache(Callback):
                 )
             self._remove(trainer, split, kept if self.place == "disk" and self.folder is None else 0)
             if kept:
-                origin, folder = {}, None
-                if self.place == "disk":
-                    kept_rows = {"chosen": digest([dataset.chosen]), "processes": trainer.world_size}
-                    origin = network | data.view_origin(split) | kept_rows
-                    folder = self._folder(origin, split) / _part(trainer)
-                device = dataset.labels.device
-                store = FeatureStore(images, own, kept, shape, dtype, model.depth, device, folder, origin)
-                self.stores[split] = dataset.features = store
+                store = self._store(trainer, model, split, kept, network)
+                self.stores[split] = data.datasets[split].features = store
+
+    def _store(
+        self, trainer: Trainer, model: TransferClassifier, split: str, views: int, network: dict[str, Any]
+    ) -> FeatureStore:
+        data = ImageDataModule.of(trainer)
+        dataset, (shape, dtype) = data.datasets[split], _features(trainer, model)
+        origin, folder = {}, None
+        if self.place == "disk":
+            kept_rows = {"chosen": digest([dataset.chosen]), "processes": trainer.world_size}
+            origin = network | data.view_origin(split) | kept_rows
+            folder = self._folder(origin, split) / _part(trainer)
+        images, own, device = len(dataset.labels), data.own_images(split), dataset.labels.device
+        return FeatureStore(images, own, views, shape, dtype, model.depth, device, folder, origin)
 
     def _wanted(self, trainer: Trainer) -> int:
         """Count the views of training images worth keeping: none if the stage is over before one is shown again."""
@@ -217,8 +221,10 @@ def _part(trainer: Trainer) -> str:
     return f"process-{trainer.global_rank}"
 
 
-def _feature_type(trainer: Trainer, model: TransferClassifier) -> torch.dtype:
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.half}
+def _features(trainer: Trainer, model: TransferClassifier) -> tuple[torch.Size, torch.dtype]:
+    """Tell what the frozen layers make of an image: shape, (C, h, w), and kind of numbers."""
+    shape = torch.Size(output_shapes(model.image_size)[model.depth - 1])
     if model.frozen_precision != "same":
-        return {"bf16": torch.bfloat16, "int8": torch.uint8}[model.frozen_precision]
-    return half.get(str(trainer.precision), torch.float32)
+        return shape, {"bf16": torch.bfloat16, "int8": torch.uint8}[model.frozen_precision]
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.half}
+    return shape, half.get(str(trainer.precision), torch.float32)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from support import needs_int8, on_sample, run, signal_at
 
-from src.callbacks.feature_cache import FrozenFeatureCache, _feature_type, views_that_fit
+from src.callbacks.feature_cache import FrozenFeatureCache, _features, views_that_fit
 from src.callbacks.history import read_history
 from src.callbacks.schedule import stage_begin
 from src.callbacks.unfreezing import StagedUnfreezing
@@ -155,7 +155,7 @@ def test_what_is_kept_belongs_to_frozen_weights_and_their_precision() -> None:
     def told(precision: str = "32-true", frozen: str = "same") -> Any:
         trainer: Any = SimpleNamespace(precision=precision)
         model.frozen_precision = frozen
-        return cache._network(trainer, model), _feature_type(trainer, model)
+        return cache._network(trainer, model), _features(trainer, model)
 
     plain = told()
     assert told("bf16-mixed") == told("32-true", "bf16") != plain
