@@ -166,11 +166,13 @@ class ThawCLI(LightningCLI):
 
     def _tell_classes(self, source: Namespace, saved: SavedTraining) -> None:
         """Have a source that does not know its classes take the checkpoint's."""
-        kind, options = source.class_path.rpartition(".")[2], source.init_args
-        unlabelled = kind == "Unlabelled" and self.subcommand == "predict"
-        alone = kind == "ImageFolder" and self.subcommand != "fit" and lacks_train(user_path(options.root))
-        if unlabelled or (alone and options.classes is None):
-            options.classes = saved.classes
+        ours, kind = source.class_path.startswith("src."), source.class_path.rpartition(".")[2]
+        if not ours or self.subcommand == "fit":
+            return
+        if kind == "Unlabelled" and self.subcommand == "predict":
+            source.init_args.classes = saved.classes
+        if kind == "ImageFolder" and source.init_args.classes is None and lacks_train(user_path(source.init_args.root)):
+            source.init_args.classes = saved.classes
 
     def instantiate_classes(self) -> None:
         try:

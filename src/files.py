@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 
@@ -71,22 +72,31 @@ def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
     """Wait until no other process is within the same block, and say so if that takes long.
 
     Args:
-        lock: File that stands for the block.
+        lock: File that stands for the block; where its file system has no locks, one of this machine's temporary files
+            does instead, which other machines do not see.
         doing: What is done within it, for the message.
     """
     held = FileLock(lock)
     try:
-        held.acquire(timeout=_PATIENCE)
-    except Timeout:
-        rank_zero_only(print)(f"another process is {doing}; waiting for it to end ({lock})", flush=True)
-        held.acquire()
+        _acquire(held, doing)
     except OSError as error:
-        if error.errno not in NO_LOCKS:  # where there are none, each does the work for itself
+        if error.errno not in NO_LOCKS:
             raise
+        name = blake2b(os.fsencode(lock.absolute()), digest_size=8).hexdigest()
+        held = FileLock(Path(tempfile.gettempdir(), f"thaw-{name}.lock"))
+        _acquire(held, doing)
     try:
         yield
     finally:
         held.release()
+
+
+def _acquire(lock: FileLock, doing: str) -> None:
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        rank_zero_only(print)(f"another process is {doing}; waiting for it to end ({lock.lock_file})", flush=True)
+        lock.acquire()
 
 
 def umask() -> int:

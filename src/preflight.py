@@ -5,6 +5,7 @@ Every check raises a UserError that says what to do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -81,25 +82,31 @@ def check_configs(args: Sequence[str]) -> None:
     given = [(word, value) for word, value in pairwise(args) if word.startswith("-")]
     given += [(option, value) for option, equals, value in (word.partition("=") for word in args) if equals]
     sections = {"-c": None, "--config": None} | {f"--{section}": section for section in _SECTIONS}
-    for option, path in ((option, Path(value)) for option, value in given if option in sections):
-        section = sections[option]  # None for a file of all options
-        if not path.is_file():
-            continue  # the parser says so
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise UserError(f"'{path}' is not valid YAML{where}: {error.problem}.") from error
-        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"'{path}' holds no options: it should consist of lines such as 'trainer: …'.")
-        _check_sections(path, content if section is None else {section: content})
+    for option, value in given:
+        if option in sections and os.path.isfile(value):  # else the parser says so; or it is YAML itself
+            _check_file(Path(value), sections[option])
+
+
+def _check_file(path: Path, section: str | None) -> None:
+    """Look into a file of one section's options; of all if there is none."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"'{path}' is not valid YAML{where}: {error.problem}.") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        line = "trainer: …" if section is None else "option: value"
+        raise UserError(f"'{path}' holds no options: it should consist of lines such as '{line}'.")
+    _check_sections(path, content if section is None else {section: content})
 
 
 def _check_sections(path: Path, content: Mapping[Any, Any]) -> None:
     for name, section in content.items():
+        if name in _SECTIONS and isinstance(section, str) and os.path.isfile(path.parent / section):
+            _check_file(path.parent / section, name)
         for key in (name, *section) if isinstance(section, dict) else (name,):
             if not isinstance(key, str):
                 raise UserError(

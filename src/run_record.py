@@ -43,7 +43,8 @@ class Run:
         """What makes the recipe, setting by setting."""
         apart = ("seed_everything", "run", "ckpt_path")
         told = settings({key: value for key, value in self.config.items() if key not in apart})
-        return told | {"run.warm_start": self.config["run"].get("warm_start")}
+        told |= {"run.warm_start": self.config["run"].get("warm_start")}
+        return {name: value for name, value in told.items() if value is not None}  # which earlier versions may lack
 
     @property
     def unfinished(self) -> str:

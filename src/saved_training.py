@@ -200,7 +200,7 @@ class SavedTraining:
             raise UserError(
                 f"'{self.path}' is of a training that trainer.max_time, trainer.max_steps or a callback ended within "
                 "an epoch, and the rest of that epoch would be left out. Start anew from its weights: "
-                f"--run.warm_start {self.word}; what can be continued is a training ended by SIGTERM or Ctrl-C."
+                f"--run.warm_start {self.word}; what can be continued is a training ended by SIGTERM, SIGHUP or Ctrl-C."
             )
         for name, what, means in _BATCHES:
             if within and saved[name] != now[name]:

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parallel import DistributedDataParallel
 
 from src.callbacks.history import Row, read_history
+from src.data.sources import Images, Sample, Source
 from src.model.int8 import supported
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -72,6 +73,25 @@ class SignalAt(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == self.at and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), self.number)
+
+
+class OfMine(Source):
+    """Give the sample's images, without an option of its own."""
+
+    image_size = 32
+
+    def __init__(self) -> None:
+        self._sample = Sample(size=50)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._sample.classes
+
+    def prepare(self) -> None:
+        self._sample.prepare()
+
+    def load(self) -> dict[str, Images]:
+        return self._sample.load()
 
 
 class KeepsAPath(Callback):

@@ -391,6 +391,13 @@ def test_a_folder_of_other_images_needs_none_to_train(borrowed: Run, tmp_path: P
             assert probabilities(row) == pytest.approx(probabilities(same), abs=1e-5)
 
 
+def test_a_source_of_ones_own_may_have_no_options(borrowed: Run) -> None:
+    execute("test", *sample("--run.root", str(borrowed.root)))
+    expected = read_predictions(borrowed.directory)
+    execute("test", *sample("--run.root", str(borrowed.root)), "--data.source", "tests.support.OfMine")
+    assert read_predictions(borrowed.directory) == expected
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Save the sample's test images as files, two folders deep."""

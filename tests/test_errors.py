@@ -58,6 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "value.yaml").write_text(f"{stages}trainer:\n  max_epochs: abc\n")
     (folder / "source.yaml").write_text(f"{stages}data:\n  source: {{class_path: Sample, init_args: {{sise: 60}}}}\n")
     (folder / "linked.yaml").write_text(f"{stages}model:\n  image_size: 96\n")
+    (folder / "refers.yaml").write_text(f"{stages}data: seed.yaml\n")
     (folder / "seed.yaml").write_text("seed: 3\n")
     (folder / "far.yaml").write_text(f"{stages}data:\n  image_size: 96\n")
     (folder / "junk.ckpt").write_text("not a checkpoint\n")
@@ -127,7 +128,9 @@ PARSED = {
     ],
     f"{FIT} --data FILES/seed.yaml": ["seed.yaml' sets data.seed, which cannot be set", "--seed_everything"],
     f"{FIT} --data=FILES/seed.yaml": ["seed.yaml' sets data.seed, which cannot be set", "--seed_everything"],
-    f"{FIT} --data FILES/list.yaml": ["list.yaml' holds no options"],
+    f"{FIT} --data FILES/list.yaml": ["list.yaml' holds no options", "'option: value'"],
+    f"{FIT} --config FILES/refers.yaml": ["seed.yaml' sets data.seed, which cannot be set", "--seed_everything"],
+    f"{FIT} --trainer '{{max_epochs: 1, {' ' * 300}max_steps: 0.5}}'": ["max_steps"],
     "fit --config FILES/far.yaml": ["unknown key data.image_size", "did you mean data.source.init_args.image_size?"],
     f"{FIT} --data.source.init_args.root FILES/images": ["images holds images", "--config configs/with/folder"],
     f"{FIT} --data.source.init_args.root FILES/images/train/cat": [

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from src.files import NO_LOCKS, one_at_a_time, replacing, user_path
 
@@ -21,18 +23,24 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSPC])
-def test_where_there_are_no_locks_each_works_for_itself(
+def test_where_there_are_no_locks_those_of_the_machine_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(code, "refused")
+    acquire, machine = FileLock.acquire, tmp_path / "machine"
+    machine.mkdir()
+    monkeypatch.setattr("src.files.tempfile.gettempdir", lambda: str(machine))
+
+    def refuse(self: FileLock, *args: Any, **options: Any) -> Any:
+        if Path(self.lock_file).parent == tmp_path:
+            raise OSError(code, "refused")
+        return acquire(self, *args, **options)
 
     monkeypatch.setattr("src.files.FileLock.acquire", refuse)
     worked = []
     refused = nullcontext() if code in NO_LOCKS else pytest.raises(OSError, match="refused")
     with refused, one_at_a_time(tmp_path / "lock", "working"):
         worked.append(True)
-    assert bool(worked) == (code in NO_LOCKS)
+    assert bool(worked) == bool(list(machine.iterdir())) == (code in NO_LOCKS)
 
 
 def write(path: Path, text: str) -> None:

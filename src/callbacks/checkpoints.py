@@ -131,7 +131,7 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     _plain = False
-    """Whether what callbacks keep was seen to be readable, which the first checkpoint is enough to tell."""
+    """Whether what callbacks keep was seen to be readable, which the first checkpoint tells of nearly all."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -195,6 +195,8 @@ def _shows_all(trainer: Trainer) -> bool:
     batches = ImageDataModule.of(trainer).batches("train", trainer.global_rank, trainer.world_size)
     if trainer.num_training_batches >= len(batches):
         return True
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return False
     rank_zero_only(say)(
         "feature cache: trainer.limit_train_batches gives every epoch other images, so no training view is kept",
         sys.stdout,

@@ -59,14 +59,15 @@ class GracefulStop(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now, because Lightning has put its own handlers in place just before.
         if threading.current_thread() is threading.main_thread():  # no other may
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup has it
+            heard = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
             self.previous = {number: signal.signal(number, self._receive) for number in heard}
         agree_on_signals_less_often(trainer)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        for each in self.previous:
-            signal.signal(each, signal.SIG_DFL)
+        for each in self.previous:  # a terminal that closes may say so twice
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         if self.speaks:  # past Python's own stream, which the signal may have interrupted
             with suppress(OSError):  # whoever read it may be gone, by the same Ctrl-C
                 os.write(_STANDARD_ERROR, b"\nstopping after this step or validation; once more ends at once\n")

@@ -80,7 +80,7 @@ def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> No
     try:
         stop._receive(signal.SIGINT, None)
         assert stop.received == signal.SIGINT
-        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
+        assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_DFL}
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -99,3 +99,18 @@ def test_a_signal_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPat
         stop._restore()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_word_of_a_closed_terminal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell may pass it on, and then the kernel."""
+    monkeypatch.setattr("src.callbacks.stopping.agree_on_signals_less_often", lambda trainer: None)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop = GracefulStop()
+    try:
+        stop.on_train_start(None, None)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.received == signal.SIGHUP
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -58,7 +58,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self) -> dict[str, Images]:
-        """Return the splits "train" and, where the source has them, "val" and "test"; without labels "predict" alone.
+        """Return the splits "train", "val" and "test", as far as the source has them; without labels "predict" alone.
 
         Raises:
             UserError: What `prepare` left has been changed or removed.
