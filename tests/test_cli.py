@@ -394,7 +394,8 @@ def test_a_folder_of_other_images_needs_none_to_train(borrowed: Run, tmp_path: P
 def test_a_source_of_ones_own_may_have_no_options(borrowed: Run) -> None:
     execute("test", *sample("--run.root", str(borrowed.root)))
     expected = read_predictions(borrowed.directory)
-    execute("test", *sample("--run.root", str(borrowed.root)), "--data.source", "tests.support.OfMine")
+    options = {"data.batch_size": BATCH, "run.root": borrowed.root}
+    execute("test", *on_sample("head", options, "--data.source", "tests.support.OfMine"))
     assert read_predictions(borrowed.directory) == expected
 
 

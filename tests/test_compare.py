@@ -72,6 +72,14 @@ def test_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_option_that_only_newer_versions_write_down_as_unset_makes_no_other_recipe(tmp_path: Path) -> None:
+    older = make_run(tmp_path / "last4" / "version_0", 0.5)
+    newer = make_run(tmp_path / "last4" / "version_1", 0.6, seed=1)
+    config = yaml.safe_load((newer / "config.yaml").read_text())
+    (newer / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"classes": None}}))
+    assert [row["runs"] for row in compare(tmp_path, older, newer)] == ["2"]
+
+
 def test_curves_are_of_validation_and_dotted_of_training(tmp_path: Path) -> None:
     figure = picture(recipes([read_run(make_run(tmp_path / "last4" / "version_0", 0.7))]))
     by_time, by_epoch = ([line.get_xydata().tolist() for line in axes.lines] for axes in figure.axes)

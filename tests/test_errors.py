@@ -130,7 +130,7 @@ PARSED = {
     f"{FIT} --data=FILES/seed.yaml": ["seed.yaml' sets data.seed, which cannot be set", "--seed_everything"],
     f"{FIT} --data FILES/list.yaml": ["list.yaml' holds no options", "'option: value'"],
     f"{FIT} --config FILES/refers.yaml": ["seed.yaml' sets data.seed, which cannot be set", "--seed_everything"],
-    f"{FIT} --trainer '{{max_epochs: 1, {' ' * 300}max_steps: 0.5}}'": ["max_steps"],
+    f"{FIT} --trainer '{{max_epochs: 1, {' ' * 300}max_steps: 0.5}}'": ["trainer.max_steps is '0.5': expected int"],
     "fit --config FILES/far.yaml": ["unknown key data.image_size", "did you mean data.source.init_args.image_size?"],
     f"{FIT} --data.source.init_args.root FILES/images": ["images holds images", "--config configs/with/folder"],
     f"{FIT} --data.source.init_args.root FILES/images/train/cat": [
