@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 WEIGHTS = "hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth"
 
@@ -36,6 +37,17 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare most tests the drawing, a quarter of a small training's time: each picture is a dot.
+
+    What the tests of a file share is made before this, and drawn; so is what a test marked `pictures` makes.
+    """
+    if request.node.get_closest_marker("pictures") is None:
+        dot = Image.new("RGB", (1, 1))
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: dot.save(path, "PNG"))
 
 
 def missing_data() -> str | None:

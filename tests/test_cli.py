@@ -367,7 +367,14 @@ def probabilities(row: dict[str, str]) -> list[float]:
     return [float(row[f"p({name})"]) for name in CLASSES]
 
 
-@pytest.mark.parametrize(("command", "split"), [("test", "test"), ("validate", "val"), ("predict", "test")])
+@pytest.mark.parametrize(
+    ("command", "split"),
+    [
+        ("test", "test"),
+        pytest.param("validate", "val", marks=pytest.mark.slow),
+        pytest.param("predict", "test", marks=pytest.mark.slow),
+    ],
+)
 def test_a_folder_of_other_images_needs_none_to_train(borrowed: Run, tmp_path: Path, command: str, split: str) -> None:
     """Its classes are the checkpoint's: these lack some of them, so that their own would have other numbers."""
     images = Sample(size=50).load()["test"]
@@ -417,6 +424,7 @@ def predict(borrowed: Run, root: Path, *words: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.pictures
 def test_images_without_labels_are_predicted_as_those_with(borrowed: Run, photos: Path) -> None:
     execute("predict", *sample("--run.root", str(borrowed.root)))
     expected = {f"{row['image']}.png": row for row in read_predictions(borrowed.directory)}

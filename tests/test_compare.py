@@ -17,6 +17,8 @@ from src.callbacks.history import read_history, write_history
 from src.compare import main, picture, recipes
 from src.run_record import read_run
 
+pytestmark = pytest.mark.pictures
+
 STAGES = {"0": 0, "1": 4}  # as YAML has them
 TRAINER = {"max_epochs": 2, "max_steps": -1, "max_time": None, "callbacks": None}
 STOPPING = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}]

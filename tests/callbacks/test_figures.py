@@ -15,6 +15,8 @@ from src.callbacks.figures import confusion_figure, grid_figure, write_png
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Sample
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.mark.parametrize(("classes", "inches", "names"), [(2, 5, 2), (10, 7.5, 10), (1000, 25, 100)])
 def test_confusion_matrix_stays_of_a_size_that_can_be_drawn(classes: int, inches: float, names: int) -> None:

@@ -20,6 +20,8 @@ from src.callbacks.predictions import REPORT, PredictionWriter
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Images, Source
 
+pytestmark = pytest.mark.pictures
+
 CLASSES = ("cat", "dog", "cow")
 
 
