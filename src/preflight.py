@@ -74,7 +74,7 @@ _SECTIONS = ("model", "data", "trainer", "unfreezing", "feature_cache", "run")
 
 
 def check_configs(args: Sequence[str]) -> None:
-    """Refuse configuration files that are no YAML; the parser would not say which file it is.
+    """Refuse files of options that are no YAML, or set what cannot be set; the parser would not say which file it is.
 
     Args:
         args: Words of the command line.

@@ -1290,6 +1290,18 @@ def test_warm_start_takes_over_the_weights(run: Run, tmp_path: Path) -> None:
     assert [row["epoch"] for row in warm.history] == [0]
 
 
+def test_warm_start_that_does_not_say_what_its_weights_expect_needs_their_file(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(run.directory / "checkpoints" / "best.ckpt", weights_only=True)
+    del content["ImageDataModule"]["mean"]
+    torch.save(content, tmp_path / "silent.ckpt")
+    words = sample("--run.warm_start", str(tmp_path / "silent.ckpt"), "--trainer.fast_dev_run", "true")
+    with pytest.raises(SystemExit):
+        execute("fit", *words, "--model.weights", "gone.pth", "--data.standardize", "weights")
+    assert "gone.pth" in capsys.readouterr().err
+
+
 def test_warm_start_from_other_classes_says_so(run: Run, tmp_path: Path) -> None:
     content = torch.load(run.directory / "checkpoints" / "best.ckpt", weights_only=True)
     content["ImageDataModule"]["classes"][0] = "teapot"

@@ -502,3 +502,18 @@ def test_adams_count_lies_where_the_settings_of_today_want_it(
     counts = [state["step"] for state in optimizer.state.values()]
     assert len(counts) == 2
     assert {count.device.type for count in counts} == {place}
+
+
+def test_deterministic_mode_counts_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchmetrics would take images × classes² of memory."""
+    counted, bincount = [], torch.bincount
+    monkeypatch.setattr(torch, "bincount", lambda *args, **options: counted.append(1) or bincount(*args, **options))
+    model = make()
+    model._guesses.append(torch.tensor([[0, 1, 1], [0, 1, 0]]))
+    torch.use_deterministic_algorithms(True)
+    try:
+        model._count_guesses(model.val_metrics)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert counted
