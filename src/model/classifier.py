@@ -48,8 +48,7 @@ class TransferClassifier(LightningModule):
         cuda_graphs: Whether to record a step's forward and backward pass on a GPU as a CUDA graph, once for each stage
             and size of batch, and to replay it as one launch; likewise the augmentation of images kept on the GPU, and
             Muon's orthogonal steps. The passes are not recorded with strategy ddp, gradient accumulation,
-            16-mixed or detect_anomaly, nor for batches that a feature cache has still to store. What a callback changes
-            in a layer takes effect at the next stage.
+            16-mixed or detect_anomaly. What a callback changes in a layer takes effect at the next stage.
         frozen_precision: Precision of the frozen layers: `same` as of those that train (trainer.precision); `bf16`,
             about twice as fast on processors with bfloat16 instructions, with features of half the size; or `int8`,
             several times as fast on processors with VNNI instructions, with features of a quarter of the size.
@@ -102,6 +101,7 @@ class TransferClassifier(LightningModule):
         self.cuda_graphs = cuda_graphs
         self.replays = False
         """Whether `training_step` repeats recorded work if it can, and has then made the gradients too."""
+        self._prefix_replay = Replay(self.prefix)
         self._step_replay = Replay(self._forward_and_backward, self._step_settings)
         self._evaluation_replay = Replay(self._evaluated)
         self.keep_features: dict[str, Callable[[Tensor, Tensor], None]] = {}
@@ -202,11 +202,22 @@ class TransferClassifier(LightningModule):
         """Tell whether a cache wants what the frozen layers make of a batch."""
         return split in self.keep_features and batch.entry < self.depth
 
+    def _kept(self, batch: Batch, split: str) -> Batch:
+        """Give a batch as the frozen layers leave it to a cache that wants it; they are recorded by themselves."""
+        if not self._keeps(batch, split):
+            return batch
+        prefix = self._prefix_replay if self._records(split) else self.prefix
+        features = prefix(batch.inputs, batch.entry)
+        self.keep_features[split](batch.indices, features)
+        return batch._replace(inputs=features, entry=self.depth)
+
+    def _records(self, split: str) -> bool:
+        # Compiled for the inference mode of a validation, it would be compiled anew for a recording, while it is made.
+        return self.replays and (split == "train" or not self.compiled)
+
     def _logits(self, batch: Batch, split: str) -> Tensor:
-        features = self.prefix(batch.inputs, batch.entry)
-        if self._keeps(batch, split):
-            self.keep_features[split](batch.indices, features)
-        return self._suffix(features, max(batch.entry, self.depth))
+        batch = self._kept(batch, split)
+        return self(batch.inputs, batch.entry)
 
     def on_fit_start(self) -> None:
         hindrance = self._hindrance()
@@ -219,6 +230,7 @@ class TransferClassifier(LightningModule):
         self._forget()
 
     def _forget(self) -> None:
+        self._prefix_replay.forget()
         self._step_replay.forget()
         self._evaluation_replay.forget()
 
@@ -244,8 +256,7 @@ class TransferClassifier(LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         if not self.replays:
             return self._train_on(batch)
-        step = self._forward_and_backward if self._keeps(batch, "train") else self._step_replay
-        loss, gradients = step(*batch)
+        loss, gradients = self._step_replay(*self._kept(batch, "train"))
         for parameter, gradient in gradients:
             parameter.grad = gradient
         self.train_metrics.note_update()
@@ -332,9 +343,8 @@ class TransferClassifier(LightningModule):
     def _evaluate(self, batch: Batch, split: str) -> Tensor:
         if not len(batch.labels):  # a process may run out of images before the others do
             return self._logits(batch, split).float().softmax(dim=1)
-        # Compiled for the inference mode of a validation, it would be compiled anew for a recording, while it is made.
-        if self.replays and not self.compiled and not self._keeps(batch, split):
-            found = self._evaluation_replay(split, *batch)
+        if self._records(split):
+            found = self._evaluation_replay(split, *self._kept(batch, split))
             probabilities, guesses = (each.clone() for each in found)  # the next batch's take their place
             self._metrics_of(split)["loss_and_accuracy"].note_update()  # type: ignore[operator]
         else:
