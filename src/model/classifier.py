@@ -383,7 +383,9 @@ class TransferClassifier(LightningModule):
     def _check_numbers(self, checkpoint: dict[str, Any]) -> None:
         """End a training of which nothing is left, before it takes the place of what was saved earlier."""
         states = (checkpoint.get(name, {}) for name in ("state_dict", "current_model_state"))  # two if it averages
-        finite = all(bool(value.isfinite().all()) for state in states for value in state.values())
+        values = [value for state in states for value in state.values() if value.is_floating_point() and value.numel()]
+        extremes = [extreme.to(self.device) for value in values for extreme in value.aminmax()]  # NaN is both
+        finite = not extremes or bool(torch.stack(extremes).isfinite().all())  # asked once: a GPU must be waited for
         if self._trainer is not None:  # statistics of BatchNorm differ between processes
             finite = self.trainer.strategy.reduce_boolean_decision(finite)
         if not finite:

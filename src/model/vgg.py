@@ -5,17 +5,20 @@ Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Larg
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VGG16_Weights
 
 from src.download import fetch
-from src.errors import UserError
+from src.errors import UserError, say
 from src.files import user_path
 from src.model.small_maps import convolve_by_tap, store_by_tap
 from src.tensor_files import Unreadable, load_tensors
@@ -31,6 +34,7 @@ LAYERS = tuple(
 )
 FEATURES = BLOCKS[-1][0]
 SMALL = 4  # side of the largest maps on which taps were seen to be faster, forwards alone too, in both precisions
+_FUSING = (8, 0)  # compute capability: Ampere, the oldest GPUs with bfloat16
 REDUCTION = 2 ** len(BLOCKS)  # every block's pooling halves height and width
 
 
@@ -95,6 +99,13 @@ class ConvReLU(nn.Conv2d):
             return self._convolve_by_tap(input)  # on GPUs libraries know better, and compilers do
         return super().forward(input)
 
+    def fused(self, convolve: Callable[..., Tensor], maps: Tensor, pools: bool) -> Tensor:
+        """Do the same, and 2×2 pooling after it if told to, by what `fused_convolution` has found."""
+        assert self.bias is not None
+        kind = maps.device.type  # autocast does not look into functions of our own
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        return convolve(*(part.to(dtype) for part in (maps, self.weight, self.bias)), pools)
+
     def _convolve_by_tap(self, maps: Tensor) -> Tensor:
         assert self.bias is not None
         parts = (maps, self.weight, self.bias)
@@ -134,10 +145,16 @@ class VGGBackbone(nn.Sequential):
         if first == 0:
             x = x.contiguous(memory_format=torch.channels_last)
         layers = self.layers(first, last)
+        fused, pooled = None, False
+        if x.is_cuda and len(x) and not torch.compiler.is_compiling():  # compilers do so themselves
+            fused = fused_convolution(x.device)
         for layer, following in zip(layers, [*layers[1:], None], strict=False):
+            pools_next = isinstance(following, nn.MaxPool2d)
             if isinstance(layer, nn.MaxPool2d):
-                x = F.relu(layer(x), inplace=True)
-            elif isinstance(layer, ConvReLU) and isinstance(following, nn.MaxPool2d):
+                x = x if pooled else F.relu(layer(x), inplace=True)
+            elif isinstance(layer, ConvReLU) and fused is not None:
+                x, pooled = layer.fused(fused, x, pools_next), pools_next
+            elif isinstance(layer, ConvReLU) and pools_next:
                 x = layer.convolve(x)  # rectified after pooling: the same numbers, and a quarter of the pixels
             else:
                 x = layer(x)
@@ -189,6 +206,26 @@ class VGGBackbone(nn.Sequential):
                 "state dict or a checkpoint of this project as model.weights."
             )
         return translated
+
+
+@cache
+def fused_convolution(device: torch.device) -> Callable[..., Tensor] | None:
+    """Find what convolves, rectifies and pools in one go on a GPU (see `fused_conv`); None if it does not run there."""
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < _FUSING:
+        return None
+    try:
+        from src.model.fused_conv import convolve  # Triton is not part of every torch
+
+        with torch.no_grad(), torch.autocast("cuda", enabled=False):
+            maps, weight, bias = (torch.zeros(size, device=device) for size in ((1, 8, 2, 2), (16, 8, 3, 3), (16,)))
+            convolve(maps, weight, bias, pools=True)
+    except Exception as error:  # whatever importing, compiling and loading meet
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        rank_zero_only(say)(
+            f"convolutions are slower than they could be: Triton does not work here ({why})", sys.stdout
+        )
+        return None
+    return convolve
 
 
 def block_of(layer: str) -> int:
