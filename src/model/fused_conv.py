@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from src.replay import wait_for
+
 _TILE = 4096  # numbers that a kernel holds at once
 _PROGRAMS = 1024  # at most, of those that add up a gradient: each leaves a row to be added up
 _NOWHERE = tl.constexpr(4)  # the place of a maximum that was rectified to zero
@@ -30,8 +31,8 @@ def convolve(maps: Tensor, weight: Tensor, bias: Tensor, pools: bool) -> Tensor:
     Numbers are rounded where torch rounds them, but for the bias's gradient, which is added up in single precision.
 
     Args:
-        maps: (N, I, H, W), in one of `DTYPES`, as are the others.
-        weight: (O, I, 3, 3); O a power of two.
+        maps: (N, I, H, W), not empty, in bfloat16, float16 or float32, as are the others.
+        weight: (O, I, 3, 3); O a power of two, at most 2,048.
         bias: (O,).
         pools: Whether to take the largest of every 2×2.
 
@@ -42,6 +43,18 @@ def convolve(maps: Tensor, weight: Tensor, bias: Tensor, pools: bool) -> Tensor:
     if few and not pools:
         return _FirstConvolution.apply(maps, weight, bias)
     return _Convolution.apply(maps, weight, bias, pools)
+
+
+def try_out(device: torch.device) -> None:
+    """Compile and run every kernel once, and raise what goes wrong: Triton needs a C compiler, among other things."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for inputs, pools in ((3, False), (64, False), (64, True)):
+            sizes = (2, inputs, 4, 4), (64, inputs, 3, 3), (64,)
+            maps, *trained = (torch.zeros(size, device=device, dtype=torch.bfloat16) for size in sizes)
+            for parameter in trained:
+                parameter.requires_grad_()
+            torch.autograd.grad(convolve(maps, *trained, pools).sum(), trained)
+    wait_for(device)
 
 
 class _FirstConvolution(torch.autograd.Function):
@@ -202,7 +215,7 @@ def _pool(maps: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     shape = (images, height // 2, width // 2, channels)
     largest, places = maps.new_empty(shape), maps.new_empty(shape, dtype=torch.uint8)
     pixels = largest.numel() // channels
-    rows = max(1, _rows(channels) // 2)
+    rows = _rows(channels) // 2
     _pool_kernel[(triton.cdiv(pixels, rows),)](
         maps, bias, largest, places, pixels, height // 2, width // 2, height, width, channels, rows
     )
@@ -244,7 +257,7 @@ def _unrectify(grad: Tensor, rectified: Tensor) -> tuple[Tensor, Tensor]:
     """Let a gradient, (N, O, H, W), through where something positive was; give the bias's too, (O,), float32."""
     channels = grad.shape[1]
     through = torch.empty_like(grad, memory_format=torch.channels_last)
-    pixels, rows = grad.numel() // channels, max(1, _rows(channels) // 2)
+    pixels, rows = grad.numel() // channels, _rows(channels) // 2
     programs = min(triton.cdiv(pixels, rows), _PROGRAMS)
     sums = grad.new_empty(programs, channels, dtype=torch.float32)
     _unrectify_kernel[(programs,)](grad, rectified, through, sums, pixels, channels, rows)
@@ -276,7 +289,7 @@ def _unpool(grad: Tensor, places: Tensor, shape: torch.Size) -> tuple[Tensor, Te
     channels, (height, width) = grad.shape[1], shape[2:]
     make = torch.zeros if height % 2 or width % 2 else torch.empty  # a last line or column has no part in it
     through = make(len(grad), height, width, channels, dtype=grad.dtype, device=grad.device)
-    pixels, rows = grad.numel() // channels, max(1, _rows(channels) // 2)
+    pixels, rows = grad.numel() // channels, _rows(channels) // 2
     programs = min(triton.cdiv(pixels, rows), _PROGRAMS)
     sums = grad.new_empty(programs, channels, dtype=torch.float32)
     _unpool_kernel[(programs,)](grad, places, through, sums, pixels, *grad.shape[2:], height, width, channels, rows)
@@ -307,5 +320,5 @@ def _unpool_kernel(
 
 
 def _rows(channels: int) -> int:
-    """Give how many pixels a kernel takes at once."""
-    return max(1, _TILE // channels)
+    """Give how many pixels a kernel takes at once, of the largest tensors that it reads."""
+    return _TILE // channels

@@ -144,10 +144,7 @@ class VGGBackbone(nn.Sequential):
         """
         if first == 0:
             x = x.contiguous(memory_format=torch.channels_last)
-        layers = self.layers(first, last)
-        fused, pooled = None, False
-        if x.is_cuda and len(x) and not torch.compiler.is_compiling():  # compilers do so themselves
-            fused = fused_convolution(x.device)
+        layers, fused, pooled = self.layers(first, last), _fused_for(x), False
         for layer, following in zip(layers, [*layers[1:], None], strict=False):
             pools_next = isinstance(following, nn.MaxPool2d)
             if isinstance(layer, nn.MaxPool2d):
@@ -208,17 +205,21 @@ class VGGBackbone(nn.Sequential):
         return translated
 
 
+def _fused_for(x: Tensor) -> Callable[..., Tensor] | None:
+    if not x.is_cuda or x.dtype == torch.float64 or len(x) == 0 or torch.compiler.is_compiling():
+        return None
+    return fused_convolution(x.device)
+
+
 @cache
 def fused_convolution(device: torch.device) -> Callable[..., Tensor] | None:
     """Find what convolves, rectifies and pools in one go on a GPU (see `fused_conv`); None if it does not run there."""
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < _FUSING:
         return None
     try:
-        from src.model.fused_conv import convolve  # Triton is not part of every torch
+        from src.model.fused_conv import convolve, try_out  # Triton is not part of every torch
 
-        with torch.no_grad(), torch.autocast("cuda", enabled=False):
-            maps, weight, bias = (torch.zeros(size, device=device) for size in ((1, 8, 2, 2), (16, 8, 3, 3), (16,)))
-            convolve(maps, weight, bias, pools=True)
+        try_out(device)
     except Exception as error:  # whatever importing, compiling and loading meet
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         rank_zero_only(say)(
