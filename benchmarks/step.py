@@ -1,7 +1,7 @@
 """Time one training step in a plain loop: forward, backward and Adam or Muon, with a recipe's layers.
 
     python -m benchmarks.step [--layers 4] [--batch-size 32] [--image-size 32] [--half] [--muon]
-        [--compile] [--cuda-graphs] [--device cuda]
+        [--compile] [--cuda-graphs] [--unfused] [--device cuda]
 
 With fewer than eighteen layers it starts from features, as a cached epoch does. Copied to an earlier commit that has
 src/process.py, with arithmetic.py and timing.py, it tells what a change of the step brought.
@@ -17,6 +17,7 @@ import torch
 from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
 from benchmarks.timing import finished, interleave
 from src.batch import Batch
+from src.model import vgg
 from src.model.classifier import TransferClassifier
 from src.model.muon import Muon
 from src.model.vgg import LAYERS, output_shapes
@@ -33,11 +34,14 @@ def main() -> None:
     parser.add_argument("--muon", action="store_true", help="staged's optimizer instead of Adam")
     parser.add_argument("--compile", action="store_true", help="as with model.compile")
     parser.add_argument("--cuda-graphs", action="store_true", help="as with model.cuda_graphs; on a GPU")
+    parser.add_argument("--unfused", action="store_true", help="leave bias, ReLU and pooling to torch; on a GPU")
     parser.add_argument("--device", choices=list(SIDE), default="cpu")
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
     if options.cuda_graphs and options.device != "cuda":
         parser.error("--cuda-graphs needs --device cuda")
+    if options.unfused:
+        vgg._fused_for = lambda maps: None
     prepare_process()
     torch.manual_seed(0)
 

@@ -50,10 +50,9 @@ def try_out(device: torch.device) -> None:
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for inputs, pools in ((3, False), (64, False), (64, True)):
             sizes = (2, inputs, 4, 4), (64, inputs, 3, 3), (64,)
-            maps, *trained = (torch.zeros(size, device=device, dtype=torch.bfloat16) for size in sizes)
-            for parameter in trained:
-                parameter.requires_grad_()
-            torch.autograd.grad(convolve(maps, *trained, pools).sum(), trained)
+            maps, weight, bias = (torch.zeros(size, device=device, dtype=torch.bfloat16) for size in sizes)
+            out = convolve(maps, weight.requires_grad_(), bias.requires_grad_(), pools)
+            torch.autograd.grad(out.sum(), (weight, bias))
     wait_for(device)
 
 

@@ -184,7 +184,7 @@ class Maps:
     is_cuda: bool = True
     dtype: torch.dtype = torch.float32
     images: int = 2
-    device: torch.device = torch.device("cuda", 0)
+    device: str = "cuda"
 
     def __len__(self) -> int:
         return self.images
