@@ -41,7 +41,7 @@ def main() -> None:
     if options.cuda_graphs and options.device != "cuda":
         parser.error("--cuda-graphs needs --device cuda")
     if options.unfused:
-        vgg._fused_for = lambda x: None
+        vgg._fused_for = lambda x, layers: None
     prepare_process()
     torch.manual_seed(0)
 

@@ -109,7 +109,13 @@ class ThawCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(allow_abbrev=False, **kwargs)
 
+    def __init__(self, args: list[str], **options: Any) -> None:
+        self._named = [word for word in args if word in self.subcommands()]
+        super().__init__(args=args, **options)
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._named and subcommand not in self._named:  # nobody asks for its options, and to gather them takes long
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         helps = {"ckpt_path": _CKPT_PATH} | {name: f"Not offered: {why}" for name, (_, why) in NOT_OFFERED.items()}
         for action in parser._actions:  # what Lightning says of them does not hold here
@@ -391,8 +397,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with plain_endings():
         _check_order(args)
         ThawCLI(
-            TransferClassifier,
-            ImageDataModule,
+            args,
+            model_class=TransferClassifier,
+            datamodule_class=ImageDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
@@ -405,7 +412,6 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_class=ThawParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=args,
         )
 
 

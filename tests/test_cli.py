@@ -37,7 +37,7 @@ from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.history import read_history
 from src.callbacks.summary import Summary
 from src.callbacks.unfreezing import StagedUnfreezing
-from src.cli import ThawParser, main
+from src.cli import ThawCLI, ThawParser, main
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Sample
 from src.lean_loop import Unprofiled
@@ -160,6 +160,19 @@ def test_config_is_resolved(run: Run) -> None:
     assert config["data"]["val_fraction"] == 0.3
     assert config["unfreezing"]["decay"] == "constant"
     assert config["seed_everything"] == 1
+
+
+@pytest.mark.parametrize(("words", "commands"), [(["fit", "--print_config"], 1), (["--help"], 4)])
+def test_only_the_command_that_is_named_gathers_its_options(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], commands: int
+) -> None:
+    parsers: list[object] = []
+    gather = ThawCLI.add_arguments_to_parser
+    monkeypatch.setattr(ThawCLI, "add_arguments_to_parser", lambda cli, to: (parsers.append(to), gather(cli, to)))
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code in (None, 0)
+    assert len(parsers) == commands
 
 
 def test_config_repeats_the_run_in_a_new_version(run: Run, second: Run) -> None:
@@ -1326,7 +1339,7 @@ def test_weights_of_a_training_on_another_split_say_so_too(run: Run) -> None:
     assert f"'{start}' was trained and validated on other images" in execute("fit", *words, "--data.split_seed", "1")
 
 
-@pytest.mark.parametrize("standardize", ["weights", "dataset"])
+@pytest.mark.parametrize("standardize", [pytest.param("weights", marks=pytest.mark.slow), "dataset"])
 def test_warm_start_takes_over_what_the_weights_expect(run: Run, tmp_path: Path, standardize: str) -> None:
     start, changed = run.directory / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt"
     content = torch.load(start, weights_only=True)

@@ -98,6 +98,7 @@ def test_folder_gives_the_pixels_of_its_files(data: ImageDataModule, images: Pat
                 assert np.array_equal(np.asarray(image.convert("RGB")).transpose(2, 0, 1), split.pixels[index])
 
 
+@pytest.mark.slow
 def test_new_head_on_the_real_weights_learns_in_a_few_epochs(images: Path, tmp_path: Path) -> None:
     main([
         "fit", "--config", str(CONFIGS / "head.yaml"), "--config", str(CONFIGS / "with/folder.yaml"),

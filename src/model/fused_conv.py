@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from src.replay import wait_for
 
@@ -28,7 +29,8 @@ _PIXELS = 128  # that a program of the first layer takes at once
 def convolve(maps: Tensor, weight: Tensor, bias: Tensor, pools: bool) -> Tensor:
     """Do what `relu(conv2d(maps, weight, bias, padding=1))` does, and `max_pool2d(…, 2)` after it if asked.
 
-    Numbers are rounded where torch rounds them, but for the bias's gradient, which is added up in single precision.
+    In bfloat16 and float16 numbers are rounded where torch rounds them, but for the bias's gradient, which is added up
+    in single precision. Gradients have no gradients of their own.
 
     Args:
         maps: (N, I, H, W), not empty, in bfloat16, float16 or float32, as are the others.
@@ -72,6 +74,7 @@ class _FirstConvolution(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, out = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
@@ -158,6 +161,7 @@ class _Convolution(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, kept = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Larg
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ LAYERS = tuple(
 FEATURES = BLOCKS[-1][0]
 SMALL = 4  # side of the largest maps on which taps were seen to be faster, forwards alone too, in both precisions
 _FUSING = (8, 0)  # compute capability: Ampere, the oldest GPUs with bfloat16
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of torch's modules
 REDUCTION = 2 ** len(BLOCKS)  # every block's pooling halves height and width
 
 
@@ -96,7 +97,7 @@ class ConvReLU(nn.Conv2d):
     def convolve(self, input: Tensor) -> Tensor:
         """Do all but rectify."""
         if self.by_tap and input.device.type == "cpu" and not torch.compiler.is_compiling():
-            return self._convolve_by_tap(input)  # on GPUs libraries know better, and compilers do
+            return self._convolve_by_tap(input)  # GPUs have kernels of their own, and compilers know better
         return super().forward(input)
 
     def fused(self, convolve: Callable[..., Tensor], maps: Tensor, pools: bool) -> Tensor:
@@ -144,11 +145,12 @@ class VGGBackbone(nn.Sequential):
         """
         if first == 0:
             x = x.contiguous(memory_format=torch.channels_last)
-        layers, fused, pooled = self.layers(first, last), _fused_for(x), False
+        layers = self.layers(first, last)
+        fused, pooled = _fused_for(x, layers), False
         for layer, following in zip(layers, [*layers[1:], None], strict=False):
             pools_next = isinstance(following, nn.MaxPool2d)
             if isinstance(layer, nn.MaxPool2d):
-                x = x if pooled else F.relu(layer(x), inplace=True)
+                x, pooled = x if pooled else F.relu(layer(x), inplace=True), False
             elif isinstance(layer, ConvReLU) and fused is not None:
                 x, pooled = layer.fused(fused, x, pools_next), pools_next
             elif isinstance(layer, ConvReLU) and pools_next:
@@ -205,8 +207,12 @@ class VGGBackbone(nn.Sequential):
         return translated
 
 
-def _fused_for(x: Tensor) -> Callable[..., Tensor] | None:
+def _fused_for(x: Tensor, layers: Iterable[nn.Module]) -> Callable[..., Tensor] | None:
     if not x.is_cuda or x.dtype == torch.float64 or len(x) == 0 or torch.compiler.is_compiling():
+        return None
+    if x.device.index != torch.cuda.current_device():  # where Triton's kernels would run
+        return None
+    if any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):  # what somebody wants to see would not be
         return None
     return fused_convolution(x.device)
 

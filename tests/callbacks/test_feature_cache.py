@@ -66,7 +66,9 @@ def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[in
     assert sum(passed) == 2 * TRAIN + VAL
 
 
-@pytest.mark.parametrize(("option", "kept"), [("train", ["val"]), ("val", ["train"])])
+@pytest.mark.parametrize(
+    ("option", "kept"), [pytest.param("train", ["val"], marks=pytest.mark.slow), ("val", ["train"])]
+)
 def test_nothing_is_kept_that_is_of_no_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, kept: list[str]
 ) -> None:

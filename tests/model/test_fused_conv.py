@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from src.model import vgg
 from src.model.vgg import LAYERS, VGGBackbone
+from src.replay import Replay
 
 CASES = [
     # images, channels in and out, side, whether to pool
@@ -28,9 +30,9 @@ CASES = [
     (2, 16, 128, 8, True),
     (3, 16, 64, 7, True),  # whose last line and column no pooling sees
     (2, 64, 64, 2, True),
-    (1, 16, 16, 40, False),  # more pixels than a program takes at once
-    (1, 16, 16, 66, True),
-    (3, 3, 16, 40, False),
+    (1, 16, 16, 20, False),  # more pixels than two programs take at once
+    (1, 16, 16, 36, True),
+    (1, 3, 16, 20, False),
 ]
 IDS = ["-".join(map(str, case)) for case in CASES]
 NAMES = ["output", "maps", "weight", "bias"]
@@ -112,7 +114,8 @@ def interpreted() -> dict[str, Any]:
     """Ask a process of its own, for what Triton compiles it cannot interpret any more."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    words, told = [sys.executable, __file__], {"capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(words, env=environment, check=False, **told)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -127,17 +130,43 @@ def test_what_is_no_number_remains_none(interpreted: dict[str, Any]) -> None:
     assert all(interpreted["no numbers"])
 
 
+@pytest.fixture
+def on_gpu() -> str:
+    """Ask for a GPU, and what Triton needs to compile for it."""
+    if torch.cuda.get_device_capability() < (8, 0) or not (shutil.which("gcc") or shutil.which("clang")):
+        pytest.skip("needs a GPU of Ampere or newer, and a C compiler")
+    pytest.importorskip("triton")
+    return "cuda"
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_a_gpu_does_what_torch_does(dtype: torch.dtype) -> None:
-    found = {name: max(errors(case, dtype, "cuda").values()) for name, case in zip(IDS, CASES, strict=True)}
-    bound = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-3}[dtype]  # TF32 is no more exact
-    assert {name: error for name, error in found.items() if error >= bound} == {}
+def test_a_gpu_does_what_torch_does(on_gpu: str, dtype: torch.dtype) -> None:
+    found = {name: max(errors(case, dtype, on_gpu).values()) for name, case in zip(IDS, CASES, strict=True)}
+    assert {name: error for name, error in found.items() if error >= 5e-3} == {}  # in TF32, a float32 may be so far off
 
 
 @needs_gpu
-def test_a_gpu_keeps_what_is_no_number() -> None:
-    assert all(what_is_no_number_remains("cuda"))
+def test_a_gpu_keeps_what_is_no_number(on_gpu: str) -> None:
+    assert all(what_is_no_number_remains(on_gpu))
+
+
+@needs_gpu
+def test_a_gpu_trains_so_and_what_it_records_is_the_same(on_gpu: str) -> None:
+    assert vgg.fused_convolution(torch.device(on_gpu, torch.cuda.current_device())) is not None
+    torch.manual_seed(0)
+    backbone = VGGBackbone().to(on_gpu)
+
+    def step(images: Tensor) -> list[Tensor]:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = backbone(images).float().square().mean()
+        return [loss, *torch.autograd.grad(loss, list(backbone.parameters()))]
+
+    recorded = Replay(step)
+    for _ in range(4):
+        images = torch.randn(8, 3, 32, 32, device=on_gpu)
+        for one, other in zip(recorded(images), step(images), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 18), (0, 14), (0, 2), (2, 9), (3, 4), (5, 18)])
@@ -155,7 +184,7 @@ def test_layers_are_computed_in_one_go_where_something_does_so(
     backbone, shapes = VGGBackbone(), [(3, 32, 32), *vgg.output_shapes(32)]
     maps = torch.randn(2, *shapes[first])
     expected = backbone(maps, first, last)
-    monkeypatch.setattr(vgg, "_fused_for", lambda x: noted)
+    monkeypatch.setattr(vgg, "_fused_for", lambda x, layers: noted)
     torch.testing.assert_close(backbone(maps, first, last), expected, rtol=1e-4, atol=1e-5)
     names = LAYERS[first:last]
     convolutions = [number for number, name in enumerate(names) if "conv" in name]
@@ -169,7 +198,7 @@ def test_parts_have_the_type_that_autocast_asks_for(monkeypatch: pytest.MonkeyPa
         types.append({maps.dtype, weight.dtype, bias.dtype})
         return convolve(maps, weight, bias, pools)
 
-    monkeypatch.setattr(vgg, "_fused_for", lambda x: noted)
+    monkeypatch.setattr(vgg, "_fused_for", lambda x, layers: noted)
     backbone = VGGBackbone()
     backbone(torch.randn(1, 3, 32, 32), 0, 1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -184,7 +213,11 @@ class Maps:
     is_cuda: bool = True
     dtype: torch.dtype = torch.float32
     images: int = 2
-    device: str = "cuda"
+    number: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.number)
 
     def __len__(self) -> int:
         return self.images
@@ -197,14 +230,22 @@ class Maps:
         (Maps(is_cuda=False), False),
         (Maps(dtype=torch.float64), False),
         (Maps(images=0), False),
+        (Maps(number=1), False),
     ],
-    ids=["gpu", "cpu", "float64", "empty"],
+    ids=["gpu", "cpu", "float64", "empty", "another gpu"],
 )
 def test_what_no_kernel_takes_is_left_to_torch(monkeypatch: pytest.MonkeyPatch, maps: Any, fused: bool) -> None:
     monkeypatch.setattr(vgg, "fused_convolution", lambda device: convolve)
-    assert (vgg._fused_for(maps) is convolve) == fused
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    layers = VGGBackbone().layers(0, 3)
+    assert (vgg._fused_for(maps, layers) is convolve) == fused
+    for listen in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        handle = getattr(layers[2], listen)(lambda *_: None)  # what shows a pooling's output would not be called
+        assert vgg._fused_for(maps, layers) is None
+        handle.remove()
+    assert (vgg._fused_for(maps, layers) is convolve) == fused
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert vgg._fused_for(maps) is None
+    assert vgg._fused_for(maps, layers) is None
 
 
 def capable(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> Callable[..., Any]:
