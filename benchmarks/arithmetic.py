@@ -43,7 +43,7 @@ def step_gflop(model: TransferClassifier, inputs: Tensor, entry: int = 0, half: 
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
     own = {torch.ops.mkldnn._linear_pointwise: _product_flop, torch.ops.aten.addmm_: _added_product_flop}
     # Kernels of our own for GPUs would not be counted; earlier commits have none.
-    plain = patch.object(vgg, "_fused_for", lambda x, layers: None, create=True)
+    plain = patch.object(vgg, "fused_for", lambda x, layers: None, create=True)
     with plain, FlopCounterMode(display=False, custom_mapping=own) as counter:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
             loss = torch.nn.functional.cross_entropy(model(inputs, entry), labels)

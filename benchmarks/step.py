@@ -40,8 +40,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.cuda_graphs and options.device != "cuda":
         parser.error("--cuda-graphs needs --device cuda")
+    if options.unfused and options.device != "cuda":
+        parser.error("--unfused needs --device cuda")
     if options.unfused:
-        vgg._fused_for = lambda x, layers: None
+        vgg.fused_for = lambda x, layers: None
     prepare_process()
     torch.manual_seed(0)
 

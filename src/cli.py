@@ -109,12 +109,12 @@ class ThawCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(allow_abbrev=False, **kwargs)
 
-    def __init__(self, args: list[str], **options: Any) -> None:
-        self._named = [word for word in args if word in self.subcommands()]
+    def __init__(self, *, args: list[str], **options: Any) -> None:
+        self._asked = args[0] if args and args[0] in self.subcommands() else None
         super().__init__(args=args, **options)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        if self._named and subcommand not in self._named:  # nobody asks for its options, and to gather them takes long
+        if self._asked not in (subcommand, None):  # nobody wants its options, and to gather them takes long
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         helps = {"ckpt_path": _CKPT_PATH} | {name: f"Not offered: {why}" for name, (_, why) in NOT_OFFERED.items()}
@@ -397,7 +397,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with plain_endings():
         _check_order(args)
         ThawCLI(
-            args,
+            args=args,
             model_class=TransferClassifier,
             datamodule_class=ImageDataModule,
             save_config_callback=SaveConfig,

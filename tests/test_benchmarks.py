@@ -44,7 +44,7 @@ def test_a_step_is_counted_without_the_padding_of_small_maps(monkeypatch: pytest
     head = 512 * 256 + 256 * 10
     model = TransferClassifier(weights=None)
     model.trainable_layers = 18
-    monkeypatch.setattr(vgg, "_fused_for", lambda x, layers: pytest.fail("what it computes would not be counted"))
+    monkeypatch.setattr(vgg, "fused_for", lambda x, layers: pytest.fail("what it computes would not be counted"))
     found = step_gflop(model, torch.zeros(2, 3, 32, 32), half=half)
     assert found == pytest.approx(2 * (3 * (sum(products) + head) - products[0]) / 1e9)
 

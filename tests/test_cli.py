@@ -162,7 +162,7 @@ def test_config_is_resolved(run: Run) -> None:
     assert config["seed_everything"] == 1
 
 
-@pytest.mark.parametrize(("words", "commands"), [(["fit", "--print_config"], 1), (["--help"], 4)])
+@pytest.mark.parametrize(("words", "commands"), [(["fit", "--run.name", "test", "--print_config"], 1), (["--help"], 4)])
 def test_only_the_command_that_is_named_gathers_its_options(
     monkeypatch: pytest.MonkeyPatch, words: list[str], commands: int
 ) -> None:
@@ -1339,7 +1339,7 @@ def test_weights_of_a_training_on_another_split_say_so_too(run: Run) -> None:
     assert f"'{start}' was trained and validated on other images" in execute("fit", *words, "--data.split_seed", "1")
 
 
-@pytest.mark.parametrize("standardize", [pytest.param("weights", marks=pytest.mark.slow), "dataset"])
+@pytest.mark.parametrize("standardize", ["weights", pytest.param("dataset", marks=pytest.mark.slow)])
 def test_warm_start_takes_over_what_the_weights_expect(run: Run, tmp_path: Path, standardize: str) -> None:
     start, changed = run.directory / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt"
     content = torch.load(start, weights_only=True)

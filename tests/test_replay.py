@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -188,9 +189,16 @@ def test_networks_that_change_are_recorded_anew(
 def test_a_cache_gets_what_it_wants_to_keep(model: TransferClassifier, recorded: list[str]) -> None:
     model.trainable_layers = 4
     kept: list[str] = []
-    model.keep_features = {split: lambda batch, features, split=split: kept.append(split) for split in ("train", "val")}
-    model.replays = True
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    expected = model.prefix(batch.inputs)
+
+    def keep(split: str, indices: Tensor, features: Tensor) -> None:
+        assert torch.equal(indices, batch.indices)
+        torch.testing.assert_close(features, expected)
+        kept.append(split)
+
+    model.keep_features = {split: partial(keep, split) for split in ("train", "val")}
+    model.replays = True
     for _ in range(4):
         model.training_step(batch)
         model.validation_step(batch)

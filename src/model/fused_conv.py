@@ -47,19 +47,19 @@ def convolve(maps: Tensor, weight: Tensor, bias: Tensor, pools: bool) -> Tensor:
     return _Convolution.apply(maps, weight, bias, pools)
 
 
-def try_out(device: torch.device) -> None:
-    """Compile and run every kernel once, and raise what goes wrong: Triton needs a C compiler, among other things."""
+def try_out(device: torch.device, dtype: torch.dtype, inputs: int, outputs: int) -> None:
+    """Compile and run the kernels for so many channels once, and raise what goes wrong: Triton needs a C compiler."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        for inputs, pools in ((3, False), (64, False), (64, True)):
-            sizes = (2, inputs, 4, 4), (64, inputs, 3, 3), (64,)
-            maps, weight, bias = (torch.zeros(size, device=device, dtype=torch.bfloat16) for size in sizes)
+        for pools in (False, True):
+            sizes = (2, inputs, 4, 4), (outputs, inputs, 3, 3), (outputs,)
+            maps, weight, bias = (torch.zeros(size, device=device, dtype=dtype) for size in sizes)
             out = convolve(maps, weight.requires_grad_(), bias.requires_grad_(), pools)
             torch.autograd.grad(out.sum(), (weight, bias))
     wait_for(device)
 
 
 class _FirstConvolution(torch.autograd.Function):
-    """The same for images, whose three channels cuDNN takes ten times as long with as their bytes would allow."""
+    """Convolve and rectify images, whose three channels take cuDNN ten times as long as their bytes would allow."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, kept = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grad, for_bias = _unpool(grad, kept, maps.shape) if ctx.pools else _unrectify(grad, kept)
+        grad, for_bias = _unpool(grad, kept, maps.shape[2:]) if ctx.pools else _unrectify(grad, kept)
         wanted = [*ctx.needs_input_grad[:2], False]
         for_maps = for_weight = None
         if any(wanted):
@@ -281,15 +281,15 @@ def _unrectify_kernel(grad, rectified, through, sums, pixels, channels: tl.const
     tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(total, 0))
 
 
-def _unpool(grad: Tensor, places: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+def _unpool(grad: Tensor, places: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
     """Give a gradient, (N, O, h, w), to the one of each four that it comes from; and the bias's, (O,), float32.
 
     Args:
         grad: Channels last in memory, as the result is.
         places: What `_pool` told.
-        shape: That of the convolution's input: (N, I, H, W).
+        size: Height and width of what was pooled.
     """
-    channels, (height, width) = grad.shape[1], shape[2:]
+    channels, (height, width) = grad.shape[1], size
     make = torch.zeros if height % 2 or width % 2 else torch.empty  # a last line or column has no part in it
     through = make(len(grad), height, width, channels, dtype=grad.dtype, device=grad.device)
     pixels, rows = grad.numel() // channels, _rows(channels) // 2
@@ -323,5 +323,5 @@ def _unpool_kernel(
 
 
 def _rows(channels: int) -> int:
-    """Give how many pixels a kernel takes at once, of the largest tensors that it reads."""
+    """Give how many pixels a kernel takes at once that holds one number for each of a pixel's channels."""
     return _TILE // channels

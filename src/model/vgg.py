@@ -5,21 +5,19 @@ Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Larg
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VGG16_Weights
 
 from src.download import fetch
-from src.errors import UserError, say
+from src.errors import UserError
 from src.files import user_path
+from src.model.fusing import Convolve, fused_for, is_watched, working_dtype
 from src.model.small_maps import convolve_by_tap, store_by_tap
 from src.tensor_files import Unreadable, load_tensors
 
@@ -34,8 +32,6 @@ LAYERS = tuple(
 )
 FEATURES = BLOCKS[-1][0]
 SMALL = 4  # side of the largest maps on which taps were seen to be faster, forwards alone too, in both precisions
-_FUSING = (8, 0)  # compute capability: Ampere, the oldest GPUs with bfloat16
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of torch's modules
 REDUCTION = 2 ** len(BLOCKS)  # every block's pooling halves height and width
 
 
@@ -100,12 +96,11 @@ class ConvReLU(nn.Conv2d):
             return self._convolve_by_tap(input)  # GPUs have kernels of their own, and compilers know better
         return super().forward(input)
 
-    def fused(self, convolve: Callable[..., Tensor], maps: Tensor, pools: bool) -> Tensor:
-        """Do the same, and 2×2 pooling after it if told to, by what `fused_convolution` has found."""
+    def in_one_pass(self, fused: Convolve, maps: Tensor, pools: bool) -> Tensor:
+        """Do all of it, and 2×2 pooling after it if told to, by what `fused_for` has found."""
         assert self.bias is not None
-        kind = maps.device.type  # autocast does not look into functions of our own
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
-        return convolve(*(part.to(dtype) for part in (maps, self.weight, self.bias)), pools)
+        dtype = working_dtype(maps.device, self.weight)  # autocast does not look into functions of our own
+        return fused(maps.to(dtype), self.weight.to(dtype), self.bias.to(dtype), pools)
 
     def _convolve_by_tap(self, maps: Tensor) -> Tensor:
         assert self.bias is not None
@@ -146,14 +141,14 @@ class VGGBackbone(nn.Sequential):
         if first == 0:
             x = x.contiguous(memory_format=torch.channels_last)
         layers = self.layers(first, last)
-        fused, pooled = _fused_for(x, layers), False
+        fused, pooled = fused_for(x, layers), False
         for layer, following in zip(layers, [*layers[1:], None], strict=False):
             pools_next = isinstance(following, nn.MaxPool2d)
             if isinstance(layer, nn.MaxPool2d):
-                x, pooled = x if pooled else F.relu(layer(x), inplace=True), False
+                x, pooled = x if pooled else F.relu(layer(x), inplace=not is_watched(layer)), False
             elif isinstance(layer, ConvReLU) and fused is not None:
-                x, pooled = layer.fused(fused, x, pools_next), pools_next
-            elif isinstance(layer, ConvReLU) and pools_next:
+                x, pooled = layer.in_one_pass(fused, x, pools_next), pools_next
+            elif isinstance(layer, ConvReLU) and pools_next and not is_watched(layer):
                 x = layer.convolve(x)  # rectified after pooling: the same numbers, and a quarter of the pixels
             else:
                 x = layer(x)
@@ -205,34 +200,6 @@ class VGGBackbone(nn.Sequential):
                 "state dict or a checkpoint of this project as model.weights."
             )
         return translated
-
-
-def _fused_for(x: Tensor, layers: Iterable[nn.Module]) -> Callable[..., Tensor] | None:
-    if not x.is_cuda or x.dtype == torch.float64 or len(x) == 0 or torch.compiler.is_compiling():
-        return None
-    if x.device.index != torch.cuda.current_device():  # where Triton's kernels would run
-        return None
-    if any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):  # what somebody wants to see would not be
-        return None
-    return fused_convolution(x.device)
-
-
-@cache
-def fused_convolution(device: torch.device) -> Callable[..., Tensor] | None:
-    """Find what convolves, rectifies and pools in one go on a GPU (see `fused_conv`); None if it does not run there."""
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < _FUSING:
-        return None
-    try:
-        from src.model.fused_conv import convolve, try_out  # Triton is not part of every torch
-
-        try_out(device)
-    except Exception as error:  # whatever importing, compiling and loading meet
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
-        rank_zero_only(say)(
-            f"convolutions are slower than they could be: Triton does not work here ({why})", sys.stdout
-        )
-        return None
-    return convolve
 
 
 def block_of(layer: str) -> int:

@@ -67,7 +67,7 @@ def test_each_view_passes_the_frozen_layers_once(tmp_path: Path, passed: list[in
 
 
 @pytest.mark.parametrize(
-    ("option", "kept"), [pytest.param("train", ["val"], marks=pytest.mark.slow), ("val", ["train"])]
+    ("option", "kept"), [("train", ["val"]), pytest.param("val", ["train"], marks=pytest.mark.slow)]
 )
 def test_nothing_is_kept_that_is_of_no_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, kept: list[str]
