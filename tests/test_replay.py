@@ -212,6 +212,12 @@ def test_a_cache_gets_what_it_wants_to_keep(model: TransferClassifier, recorded:
     for _ in range(3):
         model.training_step(batch)
     assert names[3:] == ["_forward_and_backward"]
+    model.trainable_layers = 8  # another stage, whose frozen layers are others
+    expected = model.prefix(batch.inputs)
+    model.keep_features["train"] = partial(keep, "train")
+    for _ in range(4):
+        model.training_step(batch)
+    assert names[4:] == ["prefix", "_forward_and_backward"]
 
 
 def test_metrics_know_of_repeated_updates(model: TransferClassifier, recorded: list[str]) -> None:
