@@ -1,8 +1,8 @@
 """A 3×3 convolution on a GPU, with bias, ReLU and pooling in one pass over its output instead of up to four.
 
 cuDNN's convolutions of a training neither add the bias nor rectify, and torch then reads and writes all of the output
-for each of them, and again for each of their gradients: at 32×32 that took as long as the convolutions. The kernels are
-written in Triton, which comes with torch and compiles them when they are first called.
+for each of them, and again for each of their gradients: at 32×32 that took nearly as long as the convolutions. The
+kernels are written in Triton, which comes with torch on Linux and compiles them when they are first called.
 """
 
 from __future__ import annotations
