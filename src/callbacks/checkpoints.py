@@ -100,8 +100,6 @@ class _Copy:
     def write(self, path: Path) -> None:
         with torch.cuda.stream(self._stream):  # not behind the steps to come
             self._made.wait()
-            for tensor in _tensors(self._content):  # torch.save would keep other threads from running meanwhile
-                tensor.data = tensor.data.cpu()
             _write(self._content, path)
 
 

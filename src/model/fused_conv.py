@@ -80,9 +80,8 @@ class _FirstConvolution(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         (images, inputs, height, width), channels = maps.shape, grad.shape[1]
         pixels = images * height * width
-        programs = min(triton.cdiv(pixels, _PIXELS), _PROGRAMS)
-        sums = maps.new_empty(programs, _PATCH + 1, channels, dtype=torch.float32)
-        _first_backward_kernel[(programs,)](
+        sums = _partial_sums(grad, triton.cdiv(pixels, _PIXELS), _PATCH + 1, channels)
+        _first_backward_kernel[(len(sums),)](
             maps, grad, out, sums, pixels, height, width, inputs, channels, _PIXELS, _PATCH
         )
         total = sums.sum(0).to(grad.dtype)
@@ -261,9 +260,8 @@ def _unrectify(grad: Tensor, rectified: Tensor) -> tuple[Tensor, Tensor]:
     channels = grad.shape[1]
     through = torch.empty_like(grad, memory_format=torch.channels_last)
     pixels, rows = grad.numel() // channels, _rows(channels) // 2
-    programs = min(triton.cdiv(pixels, rows), _PROGRAMS)
-    sums = grad.new_empty(programs, channels, dtype=torch.float32)
-    _unrectify_kernel[(programs,)](grad, rectified, through, sums, pixels, channels, rows)
+    sums = _partial_sums(grad, triton.cdiv(pixels, rows), channels)
+    _unrectify_kernel[(len(sums),)](grad, rectified, through, sums, pixels, channels, rows)
     return through, sums.sum(0)
 
 
@@ -293,9 +291,8 @@ def _unpool(grad: Tensor, places: Tensor, size: torch.Size) -> tuple[Tensor, Ten
     make = torch.zeros if height % 2 or width % 2 else torch.empty  # a last line or column has no part in it
     through = make(len(grad), height, width, channels, dtype=grad.dtype, device=grad.device)
     pixels, rows = grad.numel() // channels, _rows(channels) // 2
-    programs = min(triton.cdiv(pixels, rows), _PROGRAMS)
-    sums = grad.new_empty(programs, channels, dtype=torch.float32)
-    _unpool_kernel[(programs,)](grad, places, through, sums, pixels, *grad.shape[2:], height, width, channels, rows)
+    sums = _partial_sums(grad, triton.cdiv(pixels, rows), channels)
+    _unpool_kernel[(len(sums),)](grad, places, through, sums, pixels, *grad.shape[2:], height, width, channels, rows)
     return through.permute(0, 3, 1, 2), sums.sum(0)
 
 
@@ -320,6 +317,11 @@ def _unpool_kernel(
             )  # fmt: skip
         total += tl.where(place == _NOWHERE, 0.0, value).to(tl.float32)
     tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(total, 0))
+
+
+def _partial_sums(grad: Tensor, blocks: int, *shape: int) -> Tensor:
+    """Make room for what each program adds up, for as many programs as there are blocks of pixels, within a limit."""
+    return grad.new_empty(min(blocks, _PROGRAMS), *shape, dtype=torch.float32)
 
 
 def _rows(channels: int) -> int:

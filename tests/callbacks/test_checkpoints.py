@@ -55,23 +55,6 @@ def test_it_holds_what_was_there_when_it_was_saved(tmp_path: Path, background: t
     assert files.load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["weights"].tolist() == [1, 1, 1]
 
 
-def test_everything_leaves_the_gpu_before_it_is_saved(
-    tmp_path: Path, background: type[Copy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What torch.save copies itself keeps other threads from running meanwhile."""
-    moved: list[list[float]] = []
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (moved.append(tensor.tolist()), tensor.clone())[1])
-    monkeypatch.setattr(torch, "save", lambda content, file: file.write(str(len(moved)).encode()))
-    background.allowed.set()
-    files = AtomicCheckpointIO()
-    files.save_checkpoint(
-        checkpoint(1) | {"states": [{"square": torch.ones(1)}]}, tmp_path / "checkpoints" / "last.ckpt"
-    )
-    files.teardown()
-    assert moved == [[1.0] * 3, [1.0]]
-    assert (tmp_path / "checkpoints" / "last.ckpt").read_text() == "2"
-
-
 def test_what_a_newer_one_replaces_is_not_written(tmp_path: Path, background: type[Copy]) -> None:
     files = AtomicCheckpointIO()
     files.save_checkpoint(checkpoint(1), tmp_path / "checkpoints" / "last.ckpt")
