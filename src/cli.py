@@ -21,12 +21,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
+from src.callbacks.distillation import Distillation
 from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
 from src.callbacks.history import History
 from src.callbacks.predictions import PredictionWriter
 from src.callbacks.seeding import StepSeed
-from src.callbacks.stopping import GracefulStop, why_it_stopped
+from src.callbacks.stopping import GracefulStop, callbacks_of, why_it_stopped
 from src.callbacks.summary import Summary
 from src.callbacks.throughput import Throughput
 from src.callbacks.unfreezing import StagedUnfreezing
@@ -193,6 +194,8 @@ class ThawCLI(LightningCLI):
         check_machine(self.trainer, self.model, chosen.trainer.sync_batchnorm, trains)
         if trains:
             self._check_settings()
+            for distillation in callbacks_of(self.trainer, Distillation):
+                distillation.load(self.model, self.datamodule, chosen.feature_cache)
         origin: SavedTraining | None = None
         if saved is not None:
             load_checkpoint(saved, self.trainer, self.model, self.datamodule, trains)

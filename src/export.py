@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +74,7 @@ def inference_model(saved: SavedTraining) -> InferenceModel:
     Raises:
         UserError: It is not of a training of this project.
     """
-    settings: Mapping[str, Any] = saved.content.get("hyper_parameters", {})
-    if not {"mean", "std"} <= saved.data.keys() or "image_size" not in settings:
-        raise UserError(f"'{saved.path}' does not say what its classes and its input are.")
-    network = TransferClassifier(**{**settings, "weights": None, "compile": False})
-    saved.check_network(network.state_dict())
-    network.load_state_dict(saved.content["state_dict"])
+    network = saved.network()
     # Checkpoints of earlier versions tell the size of what enters the network only.
     side = saved.data.get("image_size", network.image_size)
     return InferenceModel(network, side, saved.data["mean"], saved.data["std"]).eval()

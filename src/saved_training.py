@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from src.errors import UserError
+from src.model.classifier import TransferClassifier
 from src.tensor_files import Unreadable, load_tensors
 
 _ADVICE = "Give one of runs/<name>/version_<n>/checkpoints/."
@@ -75,6 +76,23 @@ class SavedTraining:
         if "classes" not in self.data:
             raise UserError(f"'{self.path}' does not say what its classes and its input are.")
         return self.data["classes"]
+
+    def network(self, **options: Any) -> TransferClassifier:
+        """Rebuild the network that it holds.
+
+        Args:
+            options: What shall be otherwise than in its training.
+
+        Raises:
+            UserError: It is not of a training of this project.
+        """
+        settings = self.content.get("hyper_parameters", {})
+        if not {"mean", "std"} <= self.data.keys() or "image_size" not in settings:
+            raise UserError(f"'{self.path}' does not say what its classes and its input are.")
+        network = TransferClassifier(**{**settings, "weights": None, "compile": False, **options})
+        self.check_network(network.state_dict())
+        network.load_state_dict(self.content["state_dict"])
+        return network
 
     def check_network(self, wanted: Mapping[str, Tensor], anew: bool = False) -> None:
         """Refuse a checkpoint of another network, or one whose weights are infinite or no numbers.

@@ -147,6 +147,7 @@ PARSED = {
 }
 
 STOP_BY = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping --trainer.callbacks.monitor"
+LEARN_FROM = "--trainer.callbacks+=src.callbacks.distillation.Distillation --trainer.callbacks.teacher"
 KEEP_BY = "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.monitor"
 OPTIONS = {
     "--unfreezing.rates '{-1: 1e-3}'": ["unfreezing.rates has -1: 0.001; neither epochs nor rates can be negative"],
@@ -304,6 +305,13 @@ OPTIONS = {
     ],
     "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging "
     "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging": ["PolynomialAveraging", "more than one"],
+    f"{LEARN_FROM} FILES/absent.ckpt": ["Distillation's teacher: no checkpoint", "absent.ckpt'"],
+    f"{LEARN_FROM} FILES/junk.ckpt": ["must see the images", "--feature_cache.views null"],
+    f"{LEARN_FROM} FILES/junk.ckpt --feature_cache.views null": ["junk.ckpt' is damaged or no checkpoint"],
+    f"{LEARN_FROM} FILES/junk.ckpt --feature_cache.views null --model.label_smoothing 0.1": [
+        "learns from no labels",
+        "--model.label_smoothing 0",
+    ],
     "--trainer.logger false": ["trainer.logger is not offered"],
     "--trainer.default_root_dir FILES": ["trainer.default_root_dir is not offered", "--run.root"],
     f"{STOP_BY} val_acc": [

@@ -91,6 +91,17 @@ def test_killed_without_a_cache_equals_never_killed(tmp_path: Path, precision: s
 
 
 @pytest.mark.slow
+def test_killed_while_learning_from_a_teacher_equals_never_killed(untouched: Path, tmp_path: Path) -> None:
+    teacher = ["--trainer.callbacks.teacher", str(untouched / "checkpoints" / "last.ckpt")]
+    learning = ["--trainer.callbacks+=src.callbacks.distillation.Distillation", *teacher]
+    learning += ["--feature_cache.views", "null", "--model.label_smoothing", "0"]
+    main(words(tmp_path, "untouched", *learning))
+    assert fit(tmp_path, "run", *learning, *signal_at(3, 1, "SIGTERM"), check=False).returncode == 143
+    fit(tmp_path, "run", *learning, "--ckpt_path", "last")
+    assert_same(tmp_path / "run" / "version_0", tmp_path / "untouched" / "version_0")
+
+
+@pytest.mark.slow
 def test_killed_with_a_cache_in_memory_is_close_to_never_killed(untouched: Path, tmp_path: Path) -> None:
     """What was in memory is computed anew, in other batches, whose sums differ in their last digits."""
     memory = ["--feature_cache.place", "memory"]

@@ -106,6 +106,8 @@ class TransferClassifier(LightningModule):
         self._evaluation_replay = Replay(self._evaluated)
         self.keep_features: dict[str, Callable[[Tensor, Tensor], None]] = {}
         """For each split, if any, what is called with a batch's indices and what the frozen layers made of it."""
+        self.loss_on_images: Callable[[Tensor, Tensor], Tensor] | None = None
+        """What tells, from logits and network input, how wrong they are in training, if labels do not."""
         self._drawn = 0  # steps made when the loss of a batch was last drawn
         self.train_metrics = LossAndAccuracy()
         self.val_metrics = _metrics(num_classes)
@@ -287,6 +289,8 @@ class TransferClassifier(LightningModule):
         return loss
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        if self.loss_on_images is not None:
+            return self.loss_on_images(logits, batch.inputs)
         smoothing = self.label_smoothing
         if batch.other_labels is None or batch.other_shares is None:
             return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
