@@ -194,8 +194,6 @@ class ThawCLI(LightningCLI):
         check_machine(self.trainer, self.model, chosen.trainer.sync_batchnorm, trains)
         if trains:
             self._check_settings()
-            for distillation in callbacks_of(self.trainer, Distillation):
-                distillation.load(self.model, self.datamodule, chosen.feature_cache)
         origin: SavedTraining | None = None
         if saved is not None:
             load_checkpoint(saved, self.trainer, self.model, self.datamodule, trains)
@@ -204,7 +202,11 @@ class ThawCLI(LightningCLI):
         else:
             self.model.load_pretrained()
             origin = training_of(self.model.weights)
+        learning = callbacks_of(self.trainer, Distillation) if trains else []
+        teachers = [distillation.load(self.model, self.datamodule, saved) for distillation in learning]
         self._load_images()
+        for teacher in teachers:
+            say_if_seen(teacher, self.datamodule)
         if saved is not None and trains:
             check_continuation(saved, self.trainer, self.datamodule, chosen.feature_cache.views is not None)
         elif saved is not None:
@@ -272,6 +274,8 @@ class ThawCLI(LightningCLI):
         config.unfreezing.check_decay(trainer.max_epochs if limited else -1)
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         config.unfreezing.check_averaging(callbacks)
+        for distillation in callbacks_of(self.trainer, Distillation):
+            distillation.check_settings(self.model, cached=config.feature_cache.views is not None)
         check_monitors(self.added, self.trainer)
         if self.checkpoint is None:
             check_averages(self.added)

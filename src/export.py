@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.callbacks.checkpoints import BEST, FOLDER
 from src.data.standardization import standardized
 from src.errors import OneLineParser, UserError, told_in_one_line
 from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
-from src.run_directory import run_at
+from src.run_directory import checkpoint_at
 from src.saved_training import SavedTraining
 
 IMAGES, PROBABILITIES = "images", "probabilities"
@@ -75,8 +74,7 @@ def inference_model(saved: SavedTraining) -> InferenceModel:
         UserError: It is not of a training of this project.
     """
     network = saved.network()
-    # Checkpoints of earlier versions tell the size of what enters the network only.
-    side = saved.data.get("image_size", network.image_size)
+    side = saved.data.get("image_size", network.image_size)  # earlier versions' do not tell
     return InferenceModel(network, side, saved.data["mean"], saved.data["std"]).eval()
 
 
@@ -134,25 +132,6 @@ def _largest_difference(network: InferenceModel, path: Path) -> float:
         with torch.inference_mode():
             differences.append(float((network(images) - torch.from_numpy(found)).abs().max()))
     return max(differences)
-
-
-def checkpoint_at(path: Path) -> Path:
-    """Find the checkpoint that a user means: a file, or the best one of a run.
-
-    Raises:
-        UserError: There is none.
-    """
-    try:
-        if path.is_file():
-            return path
-        run = run_at(path)
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
-    if run is None:
-        raise UserError(f"'{path}' is no checkpoint and no run: give runs/last4, for example, or one of its files.")
-    if not (run / FOLDER / BEST).is_file():
-        raise UserError(f"the run '{run}' has no {FOLDER}/{BEST}: give another checkpoint's path.")
-    return run / FOLDER / BEST
 
 
 def _check_packages() -> None:

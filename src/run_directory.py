@@ -191,6 +191,25 @@ def run_at(path: Path) -> Path | None:
     return path if (path / CONFIG).is_file() else newest_run(path)
 
 
+def checkpoint_at(path: Path) -> Path:
+    """Find the checkpoint that a user means: a file, or the best one of a run.
+
+    Raises:
+        UserError: There is none.
+    """
+    try:
+        if path.is_file():
+            return path
+        run = run_at(path)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
+    if run is None:
+        raise UserError(f"'{path}' is no checkpoint and no run: give runs/last4, for example, or one of its files.")
+    if not (run / FOLDER / BEST).is_file():
+        raise UserError(f"the run '{run}' has no {FOLDER}/{BEST}: give another checkpoint's path.")
+    return run / FOLDER / BEST
+
+
 def find_checkpoint(wanted: str, run: Path | None, place: Path, option: str = "--ckpt_path") -> Path:
     """Turn `best`, `last` or a path into the path of a checkpoint that exists.
 

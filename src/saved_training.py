@@ -74,8 +74,11 @@ class SavedTraining:
             UserError: It does not say.
         """
         if "classes" not in self.data:
-            raise UserError(f"'{self.path}' does not say what its classes and its input are.")
+            raise self._silent()
         return self.data["classes"]
+
+    def _silent(self) -> UserError:
+        return UserError(f"'{self.path}' does not say what its classes and its input are.")
 
     def network(self, **options: Any) -> TransferClassifier:
         """Rebuild the network that it holds.
@@ -88,7 +91,7 @@ class SavedTraining:
         """
         settings = self.content.get("hyper_parameters", {})
         if not {"mean", "std"} <= self.data.keys() or "image_size" not in settings:
-            raise UserError(f"'{self.path}' does not say what its classes and its input are.")
+            raise self._silent()
         network = TransferClassifier(**{**settings, "weights": None, "compile": False, **options})
         self.check_network(network.state_dict())
         network.load_state_dict(self.content["state_dict"])

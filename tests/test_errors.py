@@ -305,7 +305,13 @@ OPTIONS = {
     ],
     "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging "
     "--trainer.callbacks+=src.callbacks.averaging.PolynomialAveraging": ["PolynomialAveraging", "more than one"],
-    f"{LEARN_FROM} FILES/absent.ckpt": ["Distillation's teacher: no checkpoint", "absent.ckpt'"],
+    LEARN_FROM.rpartition(" ")[0]: ["trainer.callbacks.teacher is missing"],
+    f"{LEARN_FROM} FILES/absent.ckpt --feature_cache.views null": [
+        "Distillation's teacher: '",
+        "absent.ckpt' is no checkpoint and no run",
+    ],
+    f"{LEARN_FROM} FILES/dict.ckpt --feature_cache.views null": ["Distillation's teacher: '", "no checkpoint"],
+    f"{LEARN_FROM} FILES/junk.ckpt {LEARN_FROM} FILES/junk.ckpt": ["Distillation", "more than one"],
     f"{LEARN_FROM} FILES/junk.ckpt": ["must see the images", "--feature_cache.views null"],
     f"{LEARN_FROM} FILES/junk.ckpt --feature_cache.views null": ["junk.ckpt' is damaged or no checkpoint"],
     f"{LEARN_FROM} FILES/junk.ckpt --feature_cache.views null --model.label_smoothing 0.1": [

@@ -481,10 +481,19 @@ def train(root: Path, name: str, options: dict[str, Any]) -> list[Row]:
             marks=pytest.mark.slow,
         ),
         pytest.param({"feature_cache.views": 1}, marks=pytest.mark.slow),
+        pytest.param(
+            {"trainer.callbacks+": "src.callbacks.distillation.Distillation", "trainer.callbacks.teacher": "teacher"},
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["mixed", "clipped", "cached"],
+    ids=["mixed", "clipped", "cached", "taught"],
 )
-def test_recorded_steps_are_steps(tmp_path: Path, recorded: list[str], options: dict[str, Any]) -> None:
+def test_recorded_steps_are_steps(
+    tmp_path: Path, recorded: list[str], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "trainer.callbacks.teacher" in options:
+        train(Path(), "teacher", {"unfreezing.stages": "{0: 0}", "data.input_size": 48})
     ordinary = train(tmp_path, "ordinary", options)
     assert not recorded
     assert train(tmp_path, "recorded", {**options, "model.cuda_graphs": True}) == ordinary

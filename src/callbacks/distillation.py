@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.callbacks.feature_cache import FrozenFeatureCache
 from src.data.datamodule import ImageDataModule
+from src.data.sources.image_files import shorten
 from src.data.standardization import standardized
 from src.errors import UserError
 from src.files import user_path
 from src.model.classifier import TransferClassifier
+from src.run_directory import checkpoint_at
 from src.saved_training import SavedTraining
+
+_HIGHEST = 1000.0  # where logits already count by their differences alone, and nothing can be softened further
 
 
 class Distillation(Callback):
@@ -23,61 +29,106 @@ class Distillation(Callback):
     images can learn from one for enlarged ones. It computes as a frozen layer does (`model.frozen_precision`). Labels
     still count for `train/acc`; `train/loss` measures how far the network is from its teacher.
 
+    The command line calls `load` before it trains; so must who trains without it.
+
     Source: G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531; that
     both see the same view, and labels are not needed: L. Beyer and others, "Knowledge distillation: A good teacher is
     patient and consistent", arXiv:2106.05237.
 
     Args:
-        teacher: Checkpoint of a training on the same classes.
-        temperature: By what the logits of both are divided before they are compared: the higher, the more the classes
-            count that the teacher takes for unlikely.
+        teacher: What was trained on the same classes: a checkpoint, a run directory for its best one, or a recipe's
+            folder for that of its newest run.
+        temperature: By what the logits of both are divided before they are compared, up to 1,000: the higher, the more
+            the classes count that the teacher takes for unlikely.
 
     Raises:
-        UserError: The temperature is not above 0.
+        UserError: The temperature is outside its range.
     """
 
     def __init__(self, teacher: str, temperature: float = 2.0) -> None:
-        if not temperature > 0:
-            raise UserError(f"temperature of Distillation is {temperature}: it must be above 0.")
+        if not 0 < temperature <= _HIGHEST:
+            raise UserError(
+                f"Distillation's temperature is {temperature}: it must be above 0, and {_HIGHEST:g} at most."
+            )
         self.path = user_path(teacher)
         self.temperature = temperature
         self.teacher: TransferClassifier | None = None
-        self.scale = torch.empty(2, 3)  # mean and deviation of the teacher's input
+        self.training: SavedTraining | None = None  # the teacher's, without weights
+        self.digest = ""
 
-    def load(self, model: TransferClassifier, data: ImageDataModule, cache: FrozenFeatureCache) -> None:
+    def check_settings(self, model: TransferClassifier, cached: bool) -> None:
+        """Refuse what a training from a teacher cannot do or would not use.
+
+        Args:
+            model: The network that is to learn.
+            cached: Whether features are cached.
+        """
+        if cached:
+            raise UserError("Distillation's teacher must see the images: give --feature_cache.views null.")
+        if model.label_smoothing:
+            raise UserError("Distillation learns from no labels: give --model.label_smoothing 0.")
+
+    def load(
+        self, model: TransferClassifier, data: ImageDataModule, continued: SavedTraining | None = None
+    ) -> SavedTraining:
         """Read the teacher, and refuse one that this training cannot learn from.
 
         Args:
             model: The network that is to learn.
             data: The images, not yet read.
-            cache: Its feature cache, which must be off.
+            continued: The checkpoint to go on from.
+
+        Returns:
+            What the teacher's checkpoint says of its data.
 
         Raises:
             UserError: The file is no checkpoint, or does not fit.
         """
-        if not self.path.is_file():
-            raise UserError(f"Distillation's teacher: no checkpoint '{self.path}'. Give the path of one.")
-        if cache.views is not None:
-            raise UserError("Distillation's teacher must see the images: give --feature_cache.views null.")
-        if model.label_smoothing:
-            raise UserError("Distillation learns from no labels: give --model.label_smoothing 0.")
-        saved = SavedTraining.read(self.path)
+        try:
+            path = checkpoint_at(self.path)
+            saved = SavedTraining.read(path)
+            self.teacher = saved.network(frozen_precision=model.frozen_precision).eval()
+        except UserError as error:
+            raise UserError(f"Distillation's teacher: {error}") from error
         if saved.classes != list(data.classes):
-            raise UserError(f"Distillation's teacher '{self.path}' tells other classes apart: {saved.classes}.")
-        self.teacher = saved.network(frozen_precision=model.frozen_precision).eval()
-        self.scale = torch.tensor([saved.data["mean"], saved.data["std"]])
-        side = saved.data.get("image_size", self.teacher.image_size)  # earlier versions' tell the network's only
-        if side != data.source.image_size:
             raise UserError(
-                f"Distillation's teacher '{self.path}' was trained on images of {side} pixels, and these have "
-                f"{data.source.image_size}: to it everything in them would be of another size."
+                f"Distillation's teacher '{path}' tells other classes apart, or in another order: "
+                f"{shorten(saved.classes)}. Give one that was trained on these data."
             )
+        stored, enlarged = data.source.image_size, data.image_size
+        side = saved.data.get("image_size", stored)  # earlier versions' do not tell
+        if side != stored:
+            raise UserError(
+                f"Distillation's teacher '{path}' was trained on images of {side} pixels, and these have {stored}, so "
+                "that all in them would be of another size. Train it on such ones; data.input_size may differ."
+            )
+        if enlarged not in (stored, self.teacher.image_size):
+            raise UserError(
+                f"Distillation's teacher '{path}' sees images enlarged to {self.teacher.image_size} pixels, and these "
+                f"are enlarged to {enlarged} already: give --data.input_size null or {self.teacher.image_size}."
+            )
+        with path.open("rb") as file:
+            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        before = {} if continued is None else continued.content.get("callbacks", {}).get(self.state_key, {})
+        if continued is not None and before.get("teacher", self.digest) != self.digest:
+            raise UserError(
+                f"'{continued.path}' learnt from another teacher than '{path}', or from that file before it changed: "
+                f"give the same one, or start anew from its weights: --run.warm_start {continued.word}."
+            )
+        self.training = saved.data_alone()
+        return self.training
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.digest}
 
     def on_fit_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         teacher, data = self.teacher, ImageDataModule.of(trainer)
         assert teacher is not None, "load() comes before the training"
-        teacher.to(trainer.strategy.root_device)
-        mean, std = self.scale.to(trainer.strategy.root_device).view(2, 1, 3, 1, 1)
+        assert self.training is not None
+        device = trainer.strategy.root_device
+        teacher.to(device)
+        scale = torch.tensor([self.training.data["mean"], self.training.data["std"]], device=device)
+        mean, std = scale.view(2, 1, 3, 1, 1)
 
         def seen(inputs: Tensor) -> Tensor:
             return standardized(data.pixels(inputs), mean, std, teacher.image_size)
@@ -93,6 +144,8 @@ class Distillation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         pl_module.loss_on_images = None
+        if self.teacher is not None:
+            self.teacher.cpu()  # a test may need the memory
 
 
 def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
