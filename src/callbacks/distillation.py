@@ -54,7 +54,7 @@ class Distillation(Callback):
         self.temperature = temperature
         self.teacher: TransferClassifier | None = None
         self.training: SavedTraining | None = None  # the teacher's, without weights
-        self.digest = ""
+        self.origin: dict[str, str] = {}  # where the teacher lies, and what its file holds
 
     def check_settings(self, model: TransferClassifier, cached: bool) -> None:
         """Refuse what a training from a teacher cannot do or would not use.
@@ -108,18 +108,24 @@ class Distillation(Callback):
                 f"are enlarged to {enlarged} already: give --data.input_size null or {self.teacher.image_size}."
             )
         with path.open("rb") as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
-        before = {} if continued is None else continued.content.get("callbacks", {}).get(self.state_key, {})
-        if continued is not None and before.get("teacher", self.digest) != self.digest:
-            raise UserError(
-                f"'{continued.path}' learnt from another teacher than '{path}', or from that file before it changed: "
-                f"give the same one, or start anew from its weights: --run.warm_start {continued.word}."
-            )
+            self.origin = {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        if continued is not None:
+            self._check_same(continued)
         self.training = saved.data_alone()
         return self.training
 
+    def _check_same(self, continued: SavedTraining) -> None:
+        """Refuse to go on with another teacher; what learnt from labels may go on with one."""
+        before = continued.content.get("callbacks", {}).get(self.state_key, self.origin)
+        if before["sha256"] != self.origin["sha256"]:
+            raise UserError(
+                f"'{continued.path}' learnt from '{before['path']}' as it was then, and '{self.origin['path']}' is "
+                "another network: give the same teacher, or start anew from its weights: "
+                f"--run.warm_start {continued.word}."
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.digest}
+        return self.origin
 
     def on_fit_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         teacher, data = self.teacher, ImageDataModule.of(trainer)
