@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from src.callbacks.checkpoints import AtomicCheckpointIO, checkpoints
-from src.callbacks.distillation import Distillation
+from src.callbacks.distillation import Distillation, teacher_at
 from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.figures import FirstBatch
 from src.callbacks.history import History
@@ -34,7 +34,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.sources.folder import lacks_train
 from src.endings import plain_endings
-from src.errors import UserError, replace_unknown_characters
+from src.errors import UserError, replace_unknown_characters, say
 from src.files import make_folder, user_path
 from src.lean_loop import Unprofiled, skip_empty_hooks
 from src.machine import check_machine
@@ -162,6 +162,8 @@ class ThawCLI(LightningCLI):
             self.checkpoint = find_checkpoint(str(wanted), run, place) if wanted else None
         config.ckpt_path = self.checkpoint and str(self.checkpoint)
         self.saved = None if self.checkpoint is None else SavedTraining.read(self.checkpoint)
+        if self.subcommand == "fit":
+            _find_teachers(config.trainer)
         if self.saved is not None:
             self._tell_classes(config.data.source, self.saved)
         elif self.options.warm_start is not None:
@@ -240,7 +242,9 @@ class ThawCLI(LightningCLI):
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stdout.isatty() or bool(_progress_bars(config))
         config.profiler = config.profiler or Unprofiled()
-        config.plugins = [*(_listed(config.plugins) or _cluster()), AtomicCheckpointIO()]
+        plugins = _listed(config.plugins)
+        starts = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+        config.plugins = [*plugins, *([] if starts else _cluster()), AtomicCheckpointIO()]
         if not config.fast_dev_run:
             config.logger = self._logger()
         self.trainer_defaults["callbacks"] = self._callbacks(config)
@@ -311,11 +315,11 @@ class ThawCLI(LightningCLI):
         if self.trainer.is_global_zero:
             assert isinstance(self.trainer.logger, RunLogger)
             for reason in reasons:
-                print(f"stopped early: {reason}")
+                say(f"stopped early: {reason}")
             if not best.best_model_path:
-                print("no epoch was validated, so there is no best checkpoint, and no test")
+                say("no epoch was validated, so there is no best checkpoint, and no test")
             elif self.options.test_after_fit and "test" not in self.datamodule.datasets:
-                print("there are no test images, so there is no test; validate reports on the validation images")
+                say("there are no test images, so there is no test; validate reports on the validation images")
             self.trainer.logger.log_final(metrics)
             self._report(metrics)
 
@@ -330,9 +334,9 @@ class ThawCLI(LightningCLI):
         if not isinstance(self.trainer.logger, RunLogger):
             return  # a fast_dev_run leaves nothing
         folder = Path(self.trainer.logger.log_dir)  # the trainer's log_dir would wait for the other processes
-        print(f"\n{shown or self.subcommand}: everything of this run is in {folder}")
+        say(f"\n{shown or self.subcommand}: everything of this run is in {folder}")
         files = sorted(path.name for path in folder.iterdir() if path.suffix in _SHOWN)
-        print("  " + ", ".join(files), flush=True)
+        say("  " + ", ".join(files))
         self.trainer.logger.release()
 
 
@@ -356,6 +360,13 @@ def _progress_bars(config: Namespace) -> list[Callback]:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _find_teachers(trainer: Namespace) -> None:
+    """Write down which checkpoint a run means that is named as a teacher: there may be a newer one another time."""
+    for callback in _listed(trainer.callbacks):
+        if callback.class_path == f"{Distillation.__module__}.{Distillation.__qualname__}":
+            callback.init_args.teacher = str(teacher_at(user_path(callback.init_args.teacher)))
 
 
 def _cluster() -> list[ClusterEnvironment]:

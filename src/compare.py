@@ -34,13 +34,13 @@ _SHOWN = 4  # settings that a table has room for
 
 
 def recipes(runs: Iterable[Run]) -> list[list[Run]]:
-    """Put runs that differ only in their seed together, in the order of their first ones.
+    """Put runs that differ only in their seed together, in the order of their first ones; of other images none.
 
     An unfinished one is no further seed: what it reached would stand for a recipe that it did not complete.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.recipe, run.unfinished), []).append(run)
+        groups.setdefault((run.recipe, run.unfinished, run.images), []).append(run)
     return list(groups.values())
 
 
@@ -72,6 +72,8 @@ def table(groups: Sequence[Sequence[Run]]) -> list[dict[str, str]]:
         for name in COLUMNS[4:]:
             values = [figures[name] for figures in every if name in figures]
             row[name] = _write(name, values) if values else ""
+            if 0 < len(values) < len(group):  # some were not tested
+                row[name] += f" ({len(values)} of {len(group)})"
         rows.append(row)
     return rows
 

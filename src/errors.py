@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", and how a command tells it."""
+"""The one exception that means "the user can fix this", and how messages are written and told."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO
@@ -17,6 +17,15 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 1.
     """
+
+
+FEW = 10  # names in a message
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Join names for a message, the first few if they are many."""
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return ", ".join(names[:FEW]) + more
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -41,11 +50,16 @@ def replace_unknown_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
-def say(text: str, stream: TextIO) -> None:
+def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line, and go on in silence if nobody reads any more.
 
     Ctrl-C also ends the `tee` of `… | tee log`, and a terminal may have been closed.
+
+    Args:
+        text: The line.
+        stream: Where to; None for standard output.
     """
+    stream = sys.stdout if stream is None else stream
     try:
         print(text, file=stream, flush=True)
     except OSError as error:

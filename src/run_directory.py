@@ -225,7 +225,10 @@ def find_checkpoint(wanted: str, run: Path | None, place: Path, option: str = "-
     if wanted not in ("best", "last"):
         path = user_path(wanted)
         if not path.is_file():
-            raise UserError(f"no checkpoint '{path}'. Give a file, or 'best' or 'last' for one of a run's own.")
+            raise UserError(
+                f"no checkpoint '{path}', which {option} names. Give a file, or 'best' or 'last' for one of a run's "
+                "own."
+            )
         return path
     if run is None:
         raise UserError(f"no run in '{place}', so no '{wanted}' checkpoint. Start one with: fit --config …")

@@ -7,6 +7,7 @@ import statistics
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,24 @@ class Run:
     @property
     def outgrown(self) -> bool:
         """Whether a better epoch's checkpoint has taken the place of the best one that was tested."""
-        tested, best = self.report.get("epoch"), self.folder / FOLDER / BEST
-        if self.report.get("checkpoint") != BEST or tested is None or not best.is_file():
+        tested = self.report.get("epoch")
+        if self.report.get("checkpoint") != BEST or tested is None:
             return False
-        with suppress(Unreadable):
-            return load_tensors(best, mmap=True).get("epoch", tested) != tested
-        return False
+        return self._best.get("epoch", tested) != tested
+
+    @property
+    def images(self) -> str:
+        """What training and validation images were, and their classes, as text; nothing where no checkpoint says so."""
+        data = self._best.get("ImageDataModule", {})
+        identity = data.get("identity", {})
+        return json.dumps([data.get("classes"), identity.get("images"), identity.get("files")])
+
+    @cached_property
+    def _best(self) -> dict[str, Any]:
+        """The best checkpoint; empty where there is none that can be read."""
+        with suppress(Unreadable, FileNotFoundError):
+            return load_tensors(self.folder / FOLDER / BEST, mmap=True)
+        return {}
 
     @property
     def layers(self) -> str:
@@ -133,7 +146,7 @@ def _read_run(path: Path) -> Run:
             )
             run = replace(run, report={})
         # All that will be asked of it, while it is known which run it is about.
-        _ = run.layers, run.recipe, run.unfinished, run.metrics(), [row["epoch"] for row in run.history]
+        _ = run.layers, run.recipe, run.images, run.unfinished, run.metrics(), [row["epoch"] for row in run.history]
     except (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"the run '{folder}' has a damaged {CONFIG}, {HISTORY} or {REPORT}: {error!r}.") from error
     return run

@@ -175,6 +175,18 @@ class SavedTraining:
                 f"run, or start anew from its weights: --run.warm_start {self.word}."
             )
 
+    def check_teacher(self, teacher: str) -> None:
+        """Refuse to go on from labels with what learns from a teacher.
+
+        Args:
+            teacher: Under what name the callback that knows it keeps its state; there is none to go on with.
+        """
+        if teacher in self.content.get("callbacks", {}):
+            raise UserError(
+                f"'{self.path}' learns from a teacher, and no callback {teacher} goes on with it: use the config.yaml "
+                f"of its run, or start anew from its weights: --run.warm_start {self.word}."
+            )
+
     def check_whole(self) -> None:
         """Refuse to continue from weights alone."""
         if not {"optimizer_states", "loops", "callbacks"} <= self.content.keys():
@@ -239,6 +251,11 @@ class SavedTraining:
         """
         saved = {**now, **self.data.get("identity", {})}
         return all(saved[part] == now[part] for part in ("images", "files"))
+
+    def say_where(self) -> None:
+        """Say from where a training goes on."""
+        done = self.content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        rank_zero_only(print)(f"goes on from '{self.path}', epoch {done}, counted from 0")
 
     def check_end(self, max_epochs: int | None) -> None:
         """Refuse to continue beyond the end.

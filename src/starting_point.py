@@ -9,11 +9,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.callbacks.distillation import Distillation
 from src.callbacks.history import HISTORY, read_history
 from src.callbacks.stopping import callbacks_of
 from src.data.datamodule import ImageDataModule
-from src.data.sources.image_files import shorten
-from src.errors import UserError
+from src.errors import UserError, shorten
 from src.files import make_folder, user_path
 from src.model.classifier import TransferClassifier
 from src.model.vgg import PUBLISHED, expected_input
@@ -45,6 +45,8 @@ def load_checkpoint(
             )
         saved.check_optimizer(type(model.configure_optimizers()).__name__)
         saved.check_averages(bool(callbacks_of(trainer, WeightAveraging)))
+        if not callbacks_of(trainer, Distillation):
+            saved.check_teacher(Distillation.__qualname__)
     elif model.frozen_precision == "int8":
         saved.check_ranges()
     if saved.data:
@@ -113,6 +115,7 @@ def check_continuation(saved: SavedTraining, trainer: Trainer, data: ImageDataMo
         saved.check_end(trainer.max_epochs)
     saved.check_time(callbacks_of(trainer, Timer))
     if not tries:
+        saved.say_where()
         check_place(saved.path, trainer)
         _announce_replaced(saved.path, saved.content["epoch"])
 

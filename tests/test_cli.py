@@ -1258,7 +1258,10 @@ def test_fast_dev_run_leaves_nothing(borrowed: Run, tmp_path: Path, monkeypatch:
     assert [path.name for path in folder.rglob("*")] == ["features", "mine"]
 
 
-def test_slurm_jobs_are_not_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "plugins", [[], ["--trainer.plugins", "lightning.pytorch.plugins.precision.Precision"]], ids=["none", "another"]
+)
+def test_slurm_jobs_are_not_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: list[str]) -> None:
     """Else Lightning would take SIGUSR1 and save a checkpoint from which a later run in this folder would continue."""
     monkeypatch.chdir(tmp_path)
     for name, value in {"NTASKS": 1, "JOB_ID": 7, "JOB_NAME": "train", "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
@@ -1269,7 +1272,7 @@ def test_slurm_jobs_are_not_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyP
         seen.extend((trainer._accelerator_connector.cluster_environment, signal.getsignal(signal.SIGUSR1)))
 
     monkeypatch.setattr(Summary, "on_train_start", look)
-    execute("fit", *sample("--trainer.fast_dev_run", "true"))
+    execute("fit", *sample("--trainer.fast_dev_run", "true", *plugins))
     environment, handler = seen
     assert isinstance(environment, SLURMEnvironment)
     assert handler is signal.SIG_DFL

@@ -163,6 +163,31 @@ def test_a_test_before_a_better_epoch_is_left_out(
     assert capsys.readouterr().err == ("" if shown else said)
 
 
+@pytest.mark.parametrize(
+    ("second", "rows"),
+    [
+        ({}, ["2"]),
+        ({"classes": ["cat", "dog", "emu"]}, ["1", "1"]),
+        ({"identity": {"images": "others", "files": "a"}}, ["1", "1"]),
+        ({"identity": {"images": "these", "files": "b"}}, ["1", "1"]),
+    ],
+)
+def test_runs_on_other_images_share_no_row(tmp_path: Path, second: dict[str, Any], rows: list[str]) -> None:
+    """With more photographs in the same folder the split is another one, and so is what validates."""
+    first = {"classes": ["cat", "dog"], "identity": {"images": "these", "files": "a"}}
+    runs = [make_run(tmp_path / "last4" / f"version_{seed}", 0.7, seed=seed) for seed in range(2)]
+    for run, data in zip(runs, (first, first | second), strict=True):
+        (run / "checkpoints").mkdir()
+        torch.save({"epoch": 0, "ImageDataModule": data}, run / "checkpoints" / "best.ckpt")
+    assert [row["runs"] for row in compare(tmp_path, *runs)] == rows
+
+
+def test_a_mean_of_fewer_runs_says_so(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "last4" / f"version_{seed}", 0.7, seed, tested=seed < 2) for seed in range(3)]
+    (row,) = compare(tmp_path, *runs)
+    assert (row["best val/acc"], row["test/acc"]) == ("70.0 % ± 0.0", "69.0 % ± 0.0 (2 of 3)")
+
+
 def test_the_best_of_several_validations_in_an_epoch_counts(tmp_path: Path) -> None:
     run = make_run(tmp_path / "last4" / "version_0", 0.7)
     first, second = read_history(run / "history.csv")

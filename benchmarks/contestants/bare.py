@@ -28,7 +28,7 @@ def main() -> None:
     data, model, gate = material.data(), material.model(job), Gate()
     augment = data.augmentation
     assert augment is not None
-    entry = material.frozen(job) if views == "1" else 0
+    entry = model.depth if views == "1" else 0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-4, fused=True)
     step_in_memory_order(optimizer)

@@ -12,7 +12,6 @@ from benchmarks.contestants import BATCH, TRAINABLE
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Sample
 from src.model.classifier import TransferClassifier
-from src.model.vgg import LAYERS
 
 IMAGES = int(os.environ.get("THAW_BENCH_IMAGES", "1372"))  # 70 % of them to train: 30 steps an epoch
 SEED = 777
@@ -42,8 +41,3 @@ def model(job: str) -> TransferClassifier:
     network = TransferClassifier(weights=None)
     network.trainable_layers = TRAINABLE[job]
     return network
-
-
-def frozen(job: str) -> int:
-    """Count the frozen layers."""
-    return len(LAYERS) - TRAINABLE[job]

@@ -196,8 +196,8 @@ def _moved(state: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return {"dirpath": folder, "best_k_models": scores, **paths}
 
 
-def checkpoints() -> list[ModelCheckpoint]:
-    """Make both callbacks."""
+def checkpoints() -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Make both callbacks: the best's, then the last's."""
     best = RunCheckpoint(filename=Path(BEST).stem, monitor="val/acc", mode="max", enable_version_counter=False)
     last = RunCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
-    return [best, last]
+    return best, last

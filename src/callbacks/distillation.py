@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 
 from src.data.datamodule import ImageDataModule
-from src.data.sources.image_files import shorten
 from src.data.standardization import standardized
-from src.errors import UserError
+from src.errors import UserError, shorten
 from src.files import user_path
 from src.model.classifier import TransferClassifier
 from src.run_directory import checkpoint_at
@@ -84,8 +85,8 @@ class Distillation(Callback):
         Raises:
             UserError: The file is no checkpoint, or does not fit.
         """
+        path = teacher_at(self.path)
         try:
-            path = checkpoint_at(self.path)
             saved = SavedTraining.read(path)
             self.teacher = saved.network(frozen_precision=model.frozen_precision).eval()
         except UserError as error:
@@ -144,6 +145,7 @@ class Distillation(Callback):
                 taught = teacher(seen(inputs))
             return divergence(logits, taught, self.temperature)
 
+        rank_zero_only(print)(f"learns from '{self.origin['path']}', and from no labels")
         if teacher.needs_calibration:
             teacher.calibrate(seen(data.sample_images()))
         pl_module.loss_on_images = loss
@@ -152,6 +154,18 @@ class Distillation(Callback):
         pl_module.loss_on_images = None
         if self.teacher is not None:
             self.teacher.cpu()  # a test may need the memory
+
+
+def teacher_at(path: Path) -> Path:
+    """Find the checkpoint of a teacher.
+
+    Raises:
+        UserError: There is none.
+    """
+    try:
+        return checkpoint_at(path)
+    except UserError as error:
+        raise UserError(f"Distillation's teacher: {error}") from error
 
 
 def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import blake2b
@@ -43,7 +42,7 @@ class FrozenFeatureCache(Callback):
             A stage that ends before a view is shown again keeps none of them (but in `folder`).
         limit_gib: Memory, or disk space, of a process in GiB; views that do not fit are computed anew.
         place: Keep features in memory (where the images are: `data.on_device`), or on disk in the run directory,
-            where a resumed run finds them again.
+            where a resumed run finds them again, unless the machine was started anew meanwhile.
         folder: With place disk: a permanent folder, whose features other runs with the same frozen layers, images,
             augmentation and seed use too. Empty it after a power failure: entries marked complete may not have reached
             the disk.
@@ -122,7 +121,6 @@ class FrozenFeatureCache(Callback):
                 rank_zero_only(say)(
                     f"feature cache: {kept} of {wanted[split]} {split} view(s) fit into {self.limit_gib:g} GiB "
                     f"({sizes[split] / _GIB:.2g} GiB each); the others are computed anew each time",
-                    sys.stdout,
                 )
             self._remove(trainer, split, kept if self.place == "disk" and self.folder is None else 0)
             if kept:
@@ -138,6 +136,8 @@ class FrozenFeatureCache(Callback):
         if self.place == "disk":
             kept_rows = {"chosen": digest([dataset.chosen]), "processes": trainer.world_size}
             origin = network | data.view_origin(split) | kept_rows
+            if self.folder is None:
+                origin["boot"] = _boot()
             folder = self._folder(origin, split) / _part(trainer)
         images, own, device = len(dataset.labels), data.own_images(split), dataset.labels.device
         return FeatureStore(images, own, views, shape, dtype, model.depth, device, folder, origin)
@@ -190,6 +190,14 @@ class FrozenFeatureCache(Callback):
             dataset.features = None
 
 
+def _boot() -> str:
+    """Tell since when the machine has been up: what it wrote before it lost power may not have reached the disk."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return ""
+
+
 def _shows_all(trainer: Trainer) -> bool:
     """Tell whether every epoch shows all images; else batches would find some of their features only, and say so."""
     batches = ImageDataModule.of(trainer).batches("train", trainer.global_rank, trainer.world_size)
@@ -199,7 +207,6 @@ def _shows_all(trainer: Trainer) -> bool:
         return False
     rank_zero_only(say)(
         "feature cache: trainer.limit_train_batches gives every epoch other images, so no training view is kept",
-        sys.stdout,
     )
     return False
 

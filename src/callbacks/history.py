@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ class History(Checkpoint):
         self.rows.append(row)
         write_history(self.rows, self.directory / HISTORY)
         if self.announce:
-            say(_line(row), sys.stdout)
+            say(_line(row))
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,6 +18,7 @@ from src.callbacks.figures import confusion_figure, grid_figure, save_and_log, w
 from src.data.datamodule import ImageDataModule
 from src.data.loading import ArrayDataset
 from src.data.sources import UNKNOWN
+from src.errors import say
 from src.files import replacing
 from src.model.loss_and_accuracy import counting_plainly
 
@@ -149,9 +150,9 @@ class PredictionWriter(Callback):
             )
             guesses = _guesses(predictions.probabilities[:_PRINTED], data.classes)
             for index, guess in zip(predictions.indices.tolist(), guesses, strict=False):
-                print(dataset.name_of(index), guess, sep="  ")
+                say(f"{dataset.name_of(index)}  {guess}")
             if len(predictions.indices) > _PRINTED:
-                print(f"and {len(predictions.indices) - _PRINTED} more")
+                say(f"and {len(predictions.indices) - _PRINTED} more")
 
     def _gather(self, trainer: Trainer) -> list[Predictions]:
         """Join the parts of all processes: plain predictions, then averaged ones if there are any."""
@@ -165,9 +166,9 @@ class PredictionWriter(Callback):
         indices, labels, *probabilities = (column[order] for column in joined)
         return [Predictions(indices, labels, some) for some in probabilities]
 
-    def _write(self, predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], name: str) -> None:
+    def _write(self, predictions: Predictions, dataset: ArrayDataset, classes: tuple[str, ...], file_name: str) -> None:
         with (
-            replacing(self.directory / name) as temporary,
+            replacing(self.directory / file_name) as temporary,
             temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             writer = csv.writer(file)

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from src.callbacks.checkpoints import FOLDER, LAST, AtomicCheckpointIO
 from src.lean_loop import agree_on_signals_less_often
+from src.run_directory import CONFIG
 
 CallbackKind = TypeVar("CallbackKind", bound=Callback)
 
@@ -34,8 +35,9 @@ class Stopped(Exception):
     """
 
     def __init__(self, number: int, checkpoint: Path, first: bool = True) -> None:
-        word = shlex.quote(str(checkpoint))
-        super().__init__(f"stopped by {signal.Signals(number).name}; continue with --ckpt_path {word}")
+        config, word = (shlex.quote(str(path)) for path in (checkpoint.parent.parent / CONFIG, checkpoint))
+        by = signal.Signals(number).name
+        super().__init__(f"stopped by {by}; continue with: fit --config {config} --ckpt_path {word}")
         self.exit_code = 128 + number if first else 0
 
 

@@ -15,7 +15,7 @@ from src.callbacks.schedule import HEAD_NUMBER, trainable_layers
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.loading import ArrayDataset
-from src.data.sources.image_files import shorten
+from src.errors import shorten
 from src.model.classifier import HEAD, TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
 

@@ -19,10 +19,9 @@ from src.data.loading import ArrayDataset, BatchLoader
 from src.data.sampling import EvalBatches, TrainBatches
 from src.data.sources import CIFAR10, FOR_PREDICT_ONLY, Source
 from src.data.sources.base import OR_UNLABELLED
-from src.data.sources.image_files import FEW, shorten
 from src.data.split import train_val_split
 from src.data.standardization import channel_statistics, standardized
-from src.errors import UserError
+from src.errors import FEW, UserError, shorten
 from src.replay import Replay
 
 _SAMPLE = 256  # images
@@ -202,7 +201,8 @@ class ImageDataModule(LightningDataModule):
         if tuple(trained) != tuple(self.classes):
             raise UserError(
                 f"the checkpoint was trained on the classes {_differing(trained, self.classes)}; the data have "
-                f"{_differing(self.classes, trained)}. Choose the data source that the checkpoint was trained on."
+                f"{_differing(self.classes, trained)}. Choose the data source that the checkpoint was trained on, or "
+                "begin a new training with its backbone alone: --model.weights."
             )
         self.statistics = torch.tensor([state_dict["mean"], state_dict["std"]])
 

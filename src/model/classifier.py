@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
@@ -225,7 +224,7 @@ class TransferClassifier(LightningModule):
         hindrance = self._hindrance()
         self.replays = self.cuda_graphs and hindrance is None
         if self.cuda_graphs and hindrance is not None:
-            rank_zero_only(say)(f"model.cuda_graphs: steps are not recorded, for {hindrance}", sys.stdout)
+            rank_zero_only(say)(f"model.cuda_graphs: steps are not recorded, for {hindrance}")
 
     def on_fit_end(self) -> None:
         self.replays = False

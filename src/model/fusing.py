@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -72,4 +71,4 @@ def runs(device: torch.device, dtype: torch.dtype, inputs: int, outputs: int) ->
 
 @cache
 def _tell(why: str) -> None:
-    rank_zero_only(say)(f"convolutions are slower than they could be: Triton does not work here ({why})", sys.stdout)
+    rank_zero_only(say)(f"convolutions are slower than they could be: Triton does not work here ({why})")

@@ -152,16 +152,19 @@ def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
 
 def _polynomials(gram: Tensor, steps: int) -> Tensor:
     """Multiply the polynomials of so many iterations that start from a matrix with this Gram matrix."""
-    a, b, c = _COEFFICIENTS
-    product = None
-    for step in range(steps):
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
-        product = polynomial if product is None else polynomial @ product
-        if step < steps - 1:
-            gram = polynomial @ gram @ polynomial  # which is symmetric, and so are its powers
-    assert product is not None
+    product = polynomial = _polynomial(gram)
+    for _ in range(steps - 1):
+        gram = polynomial @ gram @ polynomial  # which is symmetric, and so are its powers
+        polynomial = _polynomial(gram)
+        product = polynomial @ product
     return product
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = _COEFFICIENTS
+    found = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    found.diagonal().add_(a)
+    return found
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

@@ -261,8 +261,8 @@ def _download(name: str) -> Path:
         algorithm="sha256",
         digest=file.removesuffix(".pth").rpartition("-")[2],
         offline_hint=(
-            "put the file there (TORCH_HOME chooses the folder), or start from random weights: "
-            "--config configs/with/sample.yaml"
+            "put the file there (TORCH_HOME chooses the folder), or start from random weights: --model.weights null "
+            "--data.standardize dataset, or for a trial on built-in images --config configs/with/sample.yaml"
         ),
     )
 
@@ -283,7 +283,7 @@ def _open(path: Path) -> Any:
     try:
         return load_tensors(path, mmap=True)
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error}.") from error
+        raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from error
     except Unreadable as error:
         raise UserError(
             f"'{path}' cannot be read as weights: it is damaged, or holds other things than tensors. If these are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from support import needs_int8, on_sample
 from torch import Tensor
 
@@ -116,15 +118,22 @@ def test_who_knows_what_the_teacher_knows_has_nothing_to_learn(teacher: Path, tm
     torch.testing.assert_close(*weights, atol=1e-5, rtol=0)
 
 
-def test_who_has_learnt_needs_no_teacher(teacher: Path, tmp_path: Path) -> None:
-    lent = tmp_path / "lent.ckpt"
-    lent.write_bytes(teacher.read_bytes())
+def test_who_has_learnt_needs_no_teacher(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lent = tmp_path / "lent"
+    shutil.copytree(teacher.parents[1], lent)
     options = {"data.source.size": 50, "trainer.max_epochs": 1, "run.root": tmp_path, "run.test_after_fit": False}
     main(["fit", *on_sample("head", options, *learning(lent))])
-    lent.unlink()
+    assert f"learns from '{lent / 'checkpoints' / 'best.ckpt'}', and from no labels" in capsys.readouterr().out
+    shutil.rmtree(lent)
     run = tmp_path / "head" / "version_0"
     main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"])
     assert (run / "test_report.json").is_file()
+    (callback,) = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert callback["init_args"]["teacher"] == str(lent / "checkpoints" / "best.ckpt")  # not another one's another time
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", *on_sample("head", {**options, "trainer.max_epochs": 2}, "--ckpt_path=last")])
+    assert "learns from a teacher, and no callback Distillation goes on with it" in capsys.readouterr().err
 
 
 @needs_int8

@@ -368,6 +368,23 @@ def test_features_do_not_stay_where_a_run_goes_on_otherwise(
     assert not features.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
+def test_what_was_kept_before_the_machine_was_started_anew_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: list[int], again: bool
+) -> None:
+    """Marks that features are there may have reached the disk before the features did."""
+    words = ["--data.batch_size=8", "--feature_cache.place=disk"]
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "1", 3, None, *words, *signal_at(1, 0, "SIGTERM"))
+    before = sum(passed)
+    if again:
+        monkeypatch.setattr("src.callbacks.feature_cache._boot", lambda: "another")
+    last = str(tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt")
+    fit(tmp_path, "1", 3, None, *words, f"--ckpt_path={last}")
+    assert (sum(passed) > before) == again
+
+
 def test_only_what_the_cache_has_made_is_removed(tmp_path: Path) -> None:
     """A trainer of one's own may keep a run where features of all runs are."""
     cache = FrozenFeatureCache()

@@ -441,6 +441,12 @@ def test_class_whose_name_is_no_text_is_refused(root: Path) -> None:
         _ = ImageFolder(str(root)).classes
 
 
+@pytest.mark.parametrize("classes", [["cat"], ["cat", "dog", "cat"]])
+def test_classes_that_tell_nothing_apart_are_refused(root: Path, classes: list[str]) -> None:
+    with pytest.raises(UserError, match=r"the classes are cat.*; name at least two, each once"):
+        _ = ImageFolder(str(root), classes=classes).classes
+
+
 def test_root_may_begin_with_the_home_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(root.parent))
     assert ImageFolder("~/images").classes == ("cat", "dog")

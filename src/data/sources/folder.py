@@ -25,9 +25,8 @@ from src.data.sources.image_files import (
     is_image,
     list_images,
     say_what_is_left_out,
-    shorten,
 )
-from src.errors import UserError
+from src.errors import UserError, shorten
 from src.files import one_at_a_time, replacing, user_path
 
 SPLITS = ("train", "val", "test")
@@ -174,6 +173,8 @@ def _list(root: Path, known: Sequence[str] | None) -> _Listing:
     if not _is_text(str(root)):
         raise UserError(f"the path {root} is not UTF-8; rename its folders")
     classes = _train_classes(root / "train") if known is None else list(known)
+    if not 2 <= len(classes) == len(set(classes)):
+        raise UserError(f"the classes are {shorten(classes)}; name at least two, each once")
     listing = _Listing(tuple(classes), {}, {})
     splits = [split for split in SPLITS if (root / split).is_dir()]
     if not splits:

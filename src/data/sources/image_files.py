@@ -23,7 +23,6 @@ OTHER_SUFFIXES = frozenset(
     | {".rw2", ".tga", ".tif", ".tiff"}
 )
 """Of images that are not taken."""
-FEW = 10  # names in a message
 CHUNK = 64  # images a thread decodes at a time, at most
 _MOST_THREADS = 16  # each holds a photograph, of which a large one takes hundreds of megabytes
 _SMALL = 4096  # bytes of a file up to which one thread is faster than two, which would wait for each other
@@ -229,9 +228,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def shorten(names: Sequence[str]) -> str:
-    """Join names for a message, the first few if they are many."""
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(names[:FEW]) + more

@@ -7,8 +7,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.sources.base import UNKNOWN, Images, Source
-from src.data.sources.image_files import TAKEN, checked_side, decode_all, list_images, say_what_is_left_out, shorten
-from src.errors import UserError
+from src.data.sources.image_files import TAKEN, checked_side, decode_all, list_images, say_what_is_left_out
+from src.errors import UserError, shorten
 from src.files import user_path
 
 FOR_PREDICT_ONLY = "Unlabelled images are for predict only: fit, validate and test need their classes."
