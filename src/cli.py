@@ -37,7 +37,7 @@ from src.endings import plain_endings
 from src.errors import UserError, replace_unknown_characters, say
 from src.files import make_folder, user_path
 from src.lean_loop import Unprofiled, skip_empty_hooks
-from src.machine import check_machine
+from src.machine import check_machine, say_if_emulated
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
 from src.plain_errors import COMMANDS, hidden_error, known_options, plain, plain_trainer
@@ -298,6 +298,7 @@ class ThawCLI(LightningCLI):
 
     def before_fit(self) -> None:
         check_batches(self.datamodule, self.trainer, self.options.test_after_fit)
+        say_if_emulated(self.trainer)
         cache = self.chosen.feature_cache
         if cache.views is not None and cache.folder is not None and not self.chosen.trainer.fast_dev_run:
             make_folder(cache.folder, "features", "--feature_cache.folder")

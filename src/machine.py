@@ -6,14 +6,16 @@ Every check raises a UserError that says what to do.
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 
-from src.errors import UserError
+from src.errors import UserError, say
 from src.model import int8
 from src.model.classifier import TransferClassifier
 
@@ -89,6 +91,21 @@ def check_int8(device: torch.device) -> None:
         raise UserError(f"model.frozen_precision int8 is for CPUs, and this run is on {device.type}: use bf16.")
     if not int8.supported():
         raise UserError(int8.UNSUPPORTED)
+
+
+def say_if_emulated(trainer: Trainer) -> None:
+    """Say that bfloat16 will be slow where the processor does not know it, and each operation converts its numbers.
+
+    Args:
+        trainer: With the user's settings.
+    """
+    knows = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    x86 = platform.machine() in ("x86_64", "AMD64")  # of other processors torch does not tell
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and x86 and not knows():
+        rank_zero_only(say)(
+            "trainer.precision bf16-mixed is several times as slow as single precision on this processor, which lacks "
+            "avx512_bf16: give --trainer.precision 32-true"
+        )
 
 
 def check_graphs(device: torch.device) -> None:

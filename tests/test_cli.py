@@ -12,6 +12,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, redirect_stdout
@@ -28,7 +30,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import Profiler
 from PIL import Image
-from support import documented_code, on_sample, signal_at, untimed
+from support import REPOSITORY, documented_code, on_sample, signal_at, untimed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -1244,6 +1246,29 @@ def test_resuming_clears_what_a_kill_while_saving_left_and_may_change_batches(bo
 def test_a_run_may_do_without_validation_or_test(tmp_path: Path, option: str) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
     assert "everything of this run" in execute("fit", *words, option, "0")
+
+
+@pytest.mark.parametrize(("precision", "knows"), [("bf16-mixed", False), ("bf16-mixed", True), ("32-true", False)])
+def test_a_precision_that_the_processor_does_not_know_is_named(
+    monkeypatch: pytest.MonkeyPatch, precision: str, knows: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: knows)
+    said = execute("fit", *sample("--trainer.fast_dev_run", "true", "--trainer.precision", precision))
+    slow = precision == "bf16-mixed" and not knows
+    assert ("lacks avx512_bf16: give --trainer.precision 32-true" in said) == slow
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_before_the_end_ends_nothing(tmp_path: Path) -> None:
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1")
+    command = [sys.executable, "-W", "ignore", "-m", "src.cli", "fit", *words]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as fit:
+        assert fit.stdout is not None
+        assert fit.stderr is not None
+        assert any(line.startswith("epoch   0") for line in fit.stdout)
+        fit.stdout.close()
+        assert (fit.stderr.read(), fit.wait()) == ("", 0)
 
 
 def test_fast_dev_run_leaves_nothing(borrowed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
