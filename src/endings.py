@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from src.callbacks.stopping import Stopped
 from src.errors import UserError, say
 from src.plain_errors import hidden_error, plain_trainer
+from src.tensor_files import NO_MEMORY
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EROFS)
@@ -31,7 +32,7 @@ def plain_endings() -> Iterator[None]:
     try:
         with threads_that_tell_once():
             yield
-    except (UserError, MisconfigurationException, ModuleNotFoundError, OSError, torch.OutOfMemoryError) as error:
+    except (UserError, MisconfigurationException, ModuleNotFoundError, OSError, RuntimeError) as error:
         text = _user_message(error)
         if text is None:
             raise
@@ -76,6 +77,13 @@ def _user_message(error: Exception) -> str | None:
         return (
             "the GPU's memory is full. Give a smaller data.batch_size, or leave out data.on_device, model.cuda_graphs, "
             "or the cache in its memory (feature_cache.place disk)."
+        )
+    if isinstance(error, RuntimeError):
+        if NO_MEMORY not in str(error):
+            return None
+        return (
+            "there is not enough memory. Give a smaller data.batch_size, or smaller images "
+            "(data.source.init_args.image_size, data.input_size)."
         )
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:

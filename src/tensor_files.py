@@ -10,6 +10,8 @@ import torch
 
 from src.errors import UserError
 
+NO_MEMORY = "can't allocate memory"  # in what torch says where a CPU's is full
+
 
 class Unreadable(Exception):
     """Say that a file is damaged, or holds other things than tensors and plain values."""
@@ -36,7 +38,7 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
     except OSError:
         raise
     except Exception as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        if isinstance(error, MemoryError) or NO_MEMORY in str(error):
             raise UserError(f"'{path}' takes more memory than there is: free some.") from error
         # Broken bytes surface as errors of many types.
         raise Unreadable(str(error)) from error

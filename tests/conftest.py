@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+_THIN = ((8, 2), (8, 2), (16, 3), (16, 3), (32, 3))  # (channels, convolutions) of each block
 WEIGHTS = "hub/checkpoints/vgg16_features-amdegroot-88682ab5.pth"
 
 # Before anything imports torch or matplotlib; subprocesses inherit it.
@@ -50,6 +51,18 @@ def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: dot.save(path, "PNG"))
 
 
+@pytest.fixture(scope="module")
+def thin() -> Iterator[None]:
+    """Train VGG16 with few channels, which takes and keeps a hundredth; its layers, and all around them, are the same.
+
+    Processes that a test starts have the whole one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.model.vgg.BLOCKS", _THIN)
+        patch.setattr("src.model.classifier.FEATURES", _THIN[-1][0])
+        yield
+
+
 def missing_data() -> str | None:
     """Say what the tests marked `data` lack, or None."""
     data, weights = os.environ.get("THAW_DATA"), os.environ.get("TORCH_HOME")
@@ -66,8 +79,9 @@ def missing_data() -> str | None:
 
 # Files that take longest, to be begun first: at the end one process would be busy with one of them alone.
 _LONGEST = [
-    "test_resume.py", "test_cli.py", "test_errors.py", "test_configs.py", "test_feature_cache.py", "test_processes.py",
-    "test_export.py",
+    "test_resume.py", "test_cli.py", "test_processes.py", "test_errors.py", "test_replay.py", "test_configs.py",
+    "test_export.py", "test_distillation.py", "test_fused_conv.py", "test_unfreezing.py", "test_classifier.py",
+    "test_int8.py", "test_feature_cache.py",
 ]  # fmt: skip
 
 

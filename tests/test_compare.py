@@ -328,4 +328,5 @@ def test_wrong_words_take_one_line(words: list[str], capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")

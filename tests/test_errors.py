@@ -27,7 +27,7 @@ from support import REPOSITORY, Lacking, run
 
 from src.cli import main
 from src.data.datamodule import ImageDataModule
-from src.endings import threads_that_tell_once
+from src.endings import plain_endings, threads_that_tell_once
 from src.errors import UserError, replace_unknown_characters, say
 from src.files import make_folder
 from src.machine import check_compiler, check_device
@@ -97,6 +97,8 @@ def fail(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
     return run_main
 
+
+pytestmark = pytest.mark.usefixtures("thin")
 
 FIT = f"fit {RECIPE} --model.weights null"
 PARSED = {
@@ -211,9 +213,9 @@ OPTIONS = {
     "extra": ["'extra' belongs to no option"],
     "--model.hidden": ["--model.hidden has no value"],
     "--model.hidden x": ["model.hidden is 'x': expected int."],
-    "--model.hidden -3": ["model.hidden", "-3"],
-    "--model.dropout 2": ["model.dropout", "2"],
-    "--model.label_smoothing 2": ["model.label_smoothing", "2"],
+    "--model.hidden -3": ["model.hidden is -3", "or 0 for none"],
+    "--model.dropout 2": ["model.dropout is 2", "must be 0 or more, and below 1"],
+    "--model.label_smoothing 2": ["model.label_smoothing is 2", "must be 0 or more, and below 1"],
     "--model.optimizer torch.optim.Adm": ["model.optimizer is 'torch.optim.Adm'", "torch.optim.Adam"],
     "--model.optimizer Adam --model.optimizer.lr abc": ["model.optimizer.lr is 'abc': expected float."],
     "--model.optimizer Adam --model.optimizer.momentum 0.9": ["unknown option model.optimizer.momentum"],
@@ -618,6 +620,16 @@ def test_memory_of_a_gpu_that_is_full_is_named(fail: Fail, monkeypatch: pytest.M
     message = fail(f"fit {SAMPLE}")
     assert "the GPU's memory is full" in message
     assert "data.batch_size" in message
+
+
+def test_memory_that_is_full_is_named(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageDataModule, "setup", lambda self, stage: torch.empty(2**60))
+    assert "there is not enough memory. Give a smaller data.batch_size" in fail(f"fit {SAMPLE}")
+
+
+def test_other_failures_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="a defect"), plain_endings():
+        raise RuntimeError("a defect")
 
 
 def test_letters_that_a_terminal_lacks_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

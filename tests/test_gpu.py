@@ -44,7 +44,7 @@ def make(layers: int, **options: Any) -> TransferClassifier:
 
 @pytest.fixture(scope="module")
 def data() -> ImageDataModule:
-    data = ImageDataModule(Sample(), standardize="dataset", cutmix=0.5, on_device=True)
+    data = ImageDataModule(Sample(size=50), standardize="dataset", cutmix=0.5, on_device=True)
     data.setup("fit")
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         strategy=SimpleNamespace(root_device=DEVICE), training=True, current_epoch=3, limit_train_batches=1.0,

@@ -29,6 +29,9 @@ from src.model.muon import Muon, _orthogonal_steps
 from src.replay import Replay
 
 R = TypeVar("R")
+BLOCK4 = (16, 2, 2)  # what it puts out of an image
+
+pytestmark = pytest.mark.usefixtures("thin")
 names: list[str] = []
 """Of the functions that were recorded."""
 _models: list[TransferClassifier] = []
@@ -204,7 +207,7 @@ def test_a_cache_gets_what_it_wants_to_keep(model: TransferClassifier, recorded:
         model.validation_step(batch)
     assert kept == ["train", "val"] * 4
     assert names == ["prefix", "_forward_and_backward", "_evaluated"]  # the frozen layers serve both
-    features = batch._replace(inputs=torch.rand(2, 512, 2, 2), entry=model.depth)
+    features = batch._replace(inputs=torch.rand(2, *BLOCK4), entry=model.depth)
     model.training_step(features)
     assert len(names) == 3
     assert kept == ["train", "val"] * 4
@@ -233,7 +236,7 @@ def test_metrics_know_of_repeated_updates(model: TransferClassifier, recorded: l
 
 
 def test_training_batches_are_the_callers_to_keep_and_follow_settings(recorded: list[str]) -> None:
-    data = ImageDataModule(Sample(), standardize="dataset", cuda_graphs=True, on_device=True)
+    data = ImageDataModule(Sample(size=50), standardize="dataset", cuda_graphs=True, on_device=True)
     data.setup("fit")
     data.trainer = SimpleNamespace(training=True, current_epoch=0)  # type: ignore[assignment]
     train = data.datasets["train"]
@@ -253,10 +256,10 @@ def test_training_batches_are_the_callers_to_keep_and_follow_settings(recorded: 
 @pytest.mark.parametrize("cutmix", [0.0, 0.5])
 def test_only_changes_are_recorded(recorded: list[str], cutmix: float) -> None:
     """Features from a cache have had theirs; an empty recording would be warned of."""
-    data = ImageDataModule(Sample(), standardize="dataset", cuda_graphs=True, on_device=True, cutmix=cutmix)
+    data = ImageDataModule(Sample(size=50), standardize="dataset", cuda_graphs=True, on_device=True, cutmix=cutmix)
     data.setup("fit")
     data.trainer = SimpleNamespace(training=True, current_epoch=0)  # type: ignore[assignment]
-    features = data.datasets["train"][range(4)]._replace(inputs=torch.rand(4, 512, 2, 2), entry=14)
+    features = data.datasets["train"][range(4)]._replace(inputs=torch.rand(4, *BLOCK4), entry=14)
     for _ in range(4):
         assert torch.equal(data.on_after_batch_transfer(features, 0).inputs, features.inputs)
     assert recorded.count("recorded") == (1 if cutmix else 0)
@@ -350,7 +353,7 @@ def test_a_full_memory_is_told_though_a_recording_could_not_be_ended(monkeypatch
 def test_changes_of_images_are_recorded_where_a_gpu_holds_them(lacks: str | None) -> None:
     """Images on the CPU come into a batch from there, which a recording would not repeat."""
     settings = {name: name != lacks for name in ("cuda_graphs", "on_device")}
-    data = ImageDataModule(Sample(), standardize="dataset", **settings)
+    data = ImageDataModule(Sample(size=50), standardize="dataset", **settings)
     batch: Any = SimpleNamespace(labels=SimpleNamespace(is_cuda=lacks != "gpu"))
     assert data._replays(batch) == (lacks is None)
 
@@ -388,7 +391,7 @@ def test_what_is_recorded_stays_where_it_is() -> None:
     metric.note_update()
     assert metric.compute()["acc"] == 0
 
-    data = ImageDataModule(Sample(), standardize="dataset")
+    data = ImageDataModule(Sample(size=50), standardize="dataset")
     data.setup("fit")
     images = data.datasets["train"].pixels[:2]
     first, place = data.standardized(images), data._statistics_on(torch.device("cpu")).data_ptr()

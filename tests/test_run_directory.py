@@ -64,6 +64,17 @@ def test_a_run_goes_on_where_there_are_no_locks(tmp_path: Path, monkeypatch: pyt
     logger.release()
 
 
+def test_a_lock_that_fails_for_another_reason_is_not_gone_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FileLock, timeout: float) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        RunLogger(tmp_path, "last4").hold()
+
+
 def make_run(root: Path, version: str, *checkpoints: str) -> Path:
     folder = root / "last4" / version
     (folder / "checkpoints").mkdir(parents=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +20,7 @@ from src.data.loading import ArrayDataset
 from src.data.sources import UNKNOWN
 from src.errors import say
 from src.files import replacing
+from src.model.classifier import TransferClassifier
 from src.model.loss_and_accuracy import counting_plainly
 
 if TYPE_CHECKING:
@@ -75,14 +76,10 @@ class PredictionWriter(Callback):
     def __init__(self) -> None:
         self.parts: list[list[Tensor]] = []
         self.directory = Path()
-        self.epoch: int | None = None  # of the checkpoint, counted from 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.directory = Path(trainer.log_dir or ".")
         self.parts = []
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.epoch = checkpoint.get("epoch")
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: Batch, batch_idx: int,
@@ -99,14 +96,16 @@ class PredictionWriter(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:  # not in a training, after each epoch
             self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, "test")
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
+        self._report(trainer, pl_module, "test")
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: TransferClassifier
+    ) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._report(trainer, "val")
+            self._report(trainer, pl_module, "val")
 
-    def _report(self, trainer: Trainer, split: str) -> None:
+    def _report(self, trainer: Trainer, model: TransferClassifier, split: str) -> None:
         prefix = "" if split == "test" else f"{split}_"
         found = self._gather(trainer)
         if not trainer.is_global_zero:
@@ -116,7 +115,7 @@ class PredictionWriter(Callback):
         dataset = data.datasets[split]
         report = classification_report(plain, data.classes)
         if trainer.ckpt_path:
-            report = {"checkpoint": Path(trainer.ckpt_path).name, "epoch": self.epoch} | report
+            report = {"checkpoint": Path(trainer.ckpt_path).name, "epoch": model.checkpoint_epoch} | report
         if shown is not plain:
             averaged = classification_report(shown, data.classes)
             report["test_time_augmentation"] = {key: averaged[key] for key in _WHOLE}

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -108,6 +109,7 @@ class TransferClassifier(LightningModule):
         self.loss_on_images: Callable[[Tensor, Tensor], Tensor] | None = None
         """What tells, from logits and network input, how wrong they are in training, if labels do not."""
         self._drawn = 0  # steps made when the loss of a batch was last drawn
+        self.checkpoint_epoch: int | None = None  # of the checkpoint that was loaded last, counted from 0
         self.train_metrics = LossAndAccuracy()
         self.val_metrics = _metrics(num_classes)
         self.test_metrics = _metrics(num_classes)
@@ -373,7 +375,9 @@ class TransferClassifier(LightningModule):
             self._guesses.clear()
 
     def _log_epoch(self, stage: str, metrics: Metric | MetricCollection) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
+        # Where the command `validate` adds a point to a training's curves, TensorBoard leaves out all that come after.
+        drawn = self.trainer.state.fn != TrainerFn.VALIDATING
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, logger=drawn)
         metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -398,6 +402,7 @@ class TransferClassifier(LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.checkpoint_epoch = checkpoint.get("epoch")
         # What all processes had seen is counted once, by the first.
         if "train_metrics" in checkpoint and self.global_rank == 0:
             for name, value in checkpoint["train_metrics"].items():

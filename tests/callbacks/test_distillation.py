@@ -28,6 +28,8 @@ from src.saved_training import SavedTraining
 
 ENLARGED = 48
 
+pytestmark = pytest.mark.usefixtures("thin")
+
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -128,13 +128,24 @@ def test_official_address_is_the_default(server: Server, tmp_path: Path, monkeyp
     assert len(source.load()["train"]) == 20
 
 
-def test_it_is_not_downloaded_among_other_images_unless_that_has_begun(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").touch()
+@pytest.mark.parametrize("mine", ["photo.jpg", "cat/photo.jpg", "train/cat/photo.jpg", "test/cat/photo.jpg"])
+def test_it_is_not_downloaded_among_other_images_unless_that_has_begun(
+    server: Server, tmp_path: Path, mine: str
+) -> None:
+    (tmp_path / mine).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / mine).touch()
     with pytest.raises(UserError, match=r"holds images, and CIFAR-10 would be downloaded to it.*with/folder\.yaml"):
         CIFAR10(str(tmp_path), server.url).prepare()
     (tmp_path / f"{Archive.filename}.part").touch()
     CIFAR10(str(tmp_path), server.url).prepare()
     assert len(server.ranges_asked) == 1
+
+
+def test_images_further_down_are_no_hindrance(server: Server, tmp_path: Path) -> None:
+    """As other data sets have them in the default folder."""
+    (tmp_path / "pets" / "train").mkdir(parents=True)
+    (tmp_path / "pets" / "train" / "photo.jpg").touch()
+    CIFAR10(str(tmp_path), server.url).prepare()
 
 
 def test_cut_download_continues_when_the_server_is_whole(server: Server, tmp_path: Path, archive: bytes) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from src.batch import Batch
 from src.data.augment import Augmentation
 from src.data.datamodule import ImageDataModule
-from src.data.loading import ArrayDataset
+from src.data.loading import ArrayDataset, _pin
 from src.data.sources import Images, Sample, Source
 from src.errors import UserError
 from src.saved_training import SavedTraining
@@ -330,6 +330,12 @@ def test_batches_are_pinned_for_a_gpu_only(
         batch = next(iter(loader))
         assert shapes == ([part.shape for part in batch[:3]] if pinned else [])
         shapes.clear()
+
+
+def test_a_pinned_batch_enters_the_network_where_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.Tensor.pin_memory", lambda tensor: tensor)
+    features = Batch(torch.rand(2, 512, 2, 2), torch.tensor([1, 2]), torch.tensor([3, 4]), entry=14)
+    assert _pin(features).entry == 14
 
 
 def test_seed_changes_order_and_pictures(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import struct
 import time
 import zlib
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from src.data.sources import ImageFolder, folder, image_files
 from src.errors import UserError
@@ -115,6 +117,22 @@ def test_every_mode_becomes_rgb(root: Path, mode: str, colour: Any, expected: tu
 def test_transparent_palette_is_laid_over_white(root: Path) -> None:
     write(root / "train" / "cat" / "a.png", 0, mode="P", transparency=b"\x00")
     assert tuple(load(root)["train"].pixels[0, :, 5, 5]) == (255, 255, 255)
+
+
+def test_transparent_grey_of_16_bits_is_laid_over_white(root: Path) -> None:
+    pixels = np.full((32, 32), 77 * 256, np.uint16)
+    pixels[:16] = 1234
+    Image.fromarray(pixels).save(root / "train" / "cat" / "a.png", transparency=1234)
+    decoded = load(root)["train"].pixels[0]
+    assert (decoded[:, 0, 0] == 255).all()
+    assert (decoded[:, -1, 0] == 77).all()
+
+
+def test_much_text_in_a_file_is_no_hindrance(root: Path) -> None:
+    notes = PngInfo()
+    notes.add_text("notes", "x" * 2**21, zip=True)
+    Image.new("RGB", (32, 32), "blue").save(root / "train" / "cat" / "a.png", pnginfo=notes)
+    assert load(root)["train"].pixels[0, 2].min() == 255
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "webp", "bmp", "Png"])
@@ -307,7 +325,7 @@ def test_load_without_prepare_is_an_error(root: Path) -> None:
         ImageFolder(str(root)).load()
 
 
-def test_all_unreadable_files_are_named_at_once(root: Path) -> None:
+def test_all_unreadable_files_are_named_at_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (root / "train" / "cat" / "a.png").read_bytes()
     (root / "train" / "cat" / "a.png").write_bytes(whole[: len(whole) // 2])
     (root / "train" / "cat" / "link.png").symlink_to("nowhere.png")
@@ -323,6 +341,7 @@ def test_all_unreadable_files_are_named_at_once(root: Path) -> None:
     )
     assert message.endswith("and 3 more")
     assert "7.jpg" not in message
+    assert "test/dog/7.jpg" in capsys.readouterr().out.splitlines()
 
 
 def test_damaged_pixels_are_no_image(root: Path) -> None:
@@ -485,6 +504,8 @@ def test_class_that_train_lacks_is_named(root: Path, split: str) -> None:
     write(root / split / "horse" / "a.png")
     with pytest.raises(UserError, match=f"{split} has classes unknown to train: horse"):
         _ = ImageFolder(str(root)).classes
+    with pytest.raises(UserError, match=rf"{split} has classes unknown to those known \(cat, dog\): horse"):
+        _ = ImageFolder(str(root), classes=["cat", "dog"]).classes
 
 
 def test_class_in_other_characters_of_unicode_is_named(root: Path) -> None:
@@ -494,6 +515,14 @@ def test_class_in_other_characters_of_unicode_is_named(root: Path) -> None:
         UserError, match=r"rename café as in train, where the same letters are other Unicode characters"
     ):
         _ = ImageFolder(str(root)).classes
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_split_that_is_a_link_to_nowhere_is_not_taken_for_absent(root: Path, split: str) -> None:
+    shutil.rmtree(root / split, ignore_errors=True)
+    (root / split).symlink_to("unmounted")
+    with pytest.raises(UserError, match=f"has links that lead nowhere: {split}; mend or remove"):
+        _ = ImageFolder(str(root), classes=["cat", "dog"]).classes
 
 
 def test_class_that_is_a_link_to_nowhere_is_named(root: Path) -> None:

@@ -10,6 +10,7 @@ from torchvision.datasets import CIFAR10 as Archive
 from torchvision.datasets.utils import check_integrity, extract_archive
 
 from src.data.sources.base import Images, Source
+from src.data.sources.folder import SPLITS
 from src.data.sources.image_files import is_image
 from src.download import fetch
 from src.errors import UserError
@@ -43,9 +44,8 @@ class CIFAR10(Source):
         damaged = _damaged_files(self.root)
         if not damaged:
             return
-        found = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        begun = any(name.startswith((Archive.filename, Archive.base_folder)) for name in found)
-        if not begun and any(name == "train" or is_image(name) for name in found):
+        begun = any(path for name in (Archive.filename, Archive.base_folder) for path in self.root.glob(f"{name}*"))
+        if not begun and _holds_images(self.root):
             raise UserError(
                 f"{self.root} holds images, and CIFAR-10 would be downloaded to it: for images of your own add "
                 "--config configs/with/folder.yaml, to predict unlabelled ones --data.source Unlabelled; for CIFAR-10 "
@@ -84,6 +84,16 @@ class CIFAR10(Source):
             pixels = np.ascontiguousarray(archive.data.transpose(0, 3, 1, 2))
             splits[split] = Images(pixels, np.asarray(archive.targets, dtype=np.int64))
         return splits
+
+
+def _holds_images(root: Path) -> bool:
+    """Tell whether a folder is of somebody's own images: in it, in its subfolders, or in one folder for each split."""
+    if not root.is_dir():
+        return False
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    readable = [root, *(folder for folder in folders if os.access(folder, os.R_OK | os.X_OK))]
+    splits = any(folder.name in SPLITS for folder in folders)
+    return splits or any(is_image(path.name) for folder in readable for path in folder.iterdir())
 
 
 def _damaged_files(root: Path) -> list[Path]:

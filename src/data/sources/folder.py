@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,13 +26,13 @@ from src.data.sources.image_files import (
     list_images,
     say_what_is_left_out,
 )
-from src.errors import UserError, shorten
+from src.errors import FEW, UserError, shorten
 from src.files import one_at_a_time, replacing, user_path
 
 SPLITS = ("train", "val", "test")
 CACHE = ".thaw-cache"
 _LONG = 24 * 3600  # seconds, more than decoding takes
-CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
+CACHE_VERSION = 2  # raise it when the same files would decode to other pixels
 
 
 class ImageFolder(Source):
@@ -95,6 +95,8 @@ class ImageFolder(Source):
                 unreadable += [files[index].name for index in failed]
                 if not failed:
                     self._store(split, pixels)
+        if len(unreadable) > FEW:  # the message names the first
+            rank_zero_only(print)("\n".join(["unreadable:", *unreadable]))
         if unreadable:
             raise UserError(f"{self.root} has unreadable images; mend or remove {shorten(unreadable)}")
 
@@ -153,8 +155,8 @@ class ImageFolder(Source):
 
 
 def lacks_train(root: Path) -> bool:
-    """Tell whether a folder holds images to judge a checkpoint by, and none to train."""
-    return not (root / "train").is_dir() and any((root / split).is_dir() for split in SPLITS)
+    """Tell whether a folder holds no images to train, so that its classes are a checkpoint's."""
+    return not (root / "train").is_dir()
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def _list(root: Path, known: Sequence[str] | None) -> _Listing:
     """List every split's images by class and path, and check the layout."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; set root to the folder that holds train/")
+    _check_links(root, [root / split for split in SPLITS])
     if known is None and not (root / "train").is_dir():
         raise UserError(f"{root} has no folder train/; put the training images in {root}/train/<class>/{OR_UNLABELLED}")
     if not _is_text(str(root)):
@@ -178,9 +181,11 @@ def _list(root: Path, known: Sequence[str] | None) -> _Listing:
     listing = _Listing(tuple(classes), {}, {})
     splits = [split for split in SPLITS if (root / split).is_dir()]
     if not splits:
-        raise UserError(f"{root} has none of the folders {', '.join(SPLITS)}; put images in {root}/test/<class>/")
+        raise UserError(
+            f"{root} has none of the folders {', '.join(SPLITS)}; put images in {root}/test/<class>/{OR_UNLABELLED}"
+        )
     for split in splits:
-        by_class = _list_split(root, split, classes, "train" if known is None else "the classes asked for")
+        by_class = _list_split(root, split, classes, "train" if known is None else f"those known ({shorten(classes)})")
         listing.files[split] = [file for name in classes for file in by_class.get(name, ())]
         counts = [len(by_class.get(name, ())) for name in classes]
         listing.labels[split] = np.repeat(np.arange(len(classes)), counts)
@@ -227,10 +232,14 @@ def _is_text(name: str) -> bool:
 
 
 def _class_folders(split: Path) -> list[str]:
-    links = [path for path in split.iterdir() if path.is_symlink() and not path.name.startswith(".")]
-    if lost := sorted(path.name for path in links if not path.exists()):
-        raise UserError(f"{split} has links that lead nowhere: {shorten(lost)}; mend or remove them")
+    _check_links(split, [path for path in split.iterdir() if not path.name.startswith(".")])
     return _subfolders(split)
+
+
+def _check_links(folder: Path, paths: Iterable[Path]) -> None:
+    """Refuse those of a folder's entries that lead nowhere, as to a disk that is not mounted: they are not absent."""
+    if lost := sorted(path.name for path in paths if path.is_symlink() and not path.exists()):
+        raise UserError(f"{folder} has links that lead nowhere: {shorten(lost)}; mend or remove them")
 
 
 def _subfolders(folder: Path) -> list[str]:

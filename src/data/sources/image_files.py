@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 from tqdm import tqdm
 
 from src.errors import UserError
@@ -27,7 +27,8 @@ CHUNK = 64  # images a thread decodes at a time, at most
 _MOST_THREADS = 16  # each holds a photograph, of which a large one takes hundreds of megabytes
 _SMALL = 4096  # bytes of a file up to which one thread is faster than two, which would wait for each other
 
-Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that telephones take
+Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that phones take
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # of each text, which editors fill, and not only of all
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -223,7 +224,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        grey = np.where(grey == image.info.get("transparency"), 0xFFFF, grey)
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
