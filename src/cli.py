@@ -43,6 +43,7 @@ from src.model.vgg import InputScale, expected_input
 from src.plain_errors import COMMANDS, hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     NOT_OFFERED,
+    check_accumulation,
     check_averages,
     check_batches,
     check_callbacks,
@@ -118,6 +119,8 @@ class ThawCLI(LightningCLI):
         if self._asked not in (subcommand, None):  # nobody wants its options, and to gather them takes long
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.set_defaults(return_predictions=False)  # nobody takes them, and a GPU would be waited for
         helps = {"ckpt_path": _CKPT_PATH} | {name: f"Not offered: {why}" for name, (_, why) in NOT_OFFERED.items()}
         for action in parser._actions:  # what Lightning says of them does not hold here
             action.help = helps.get(action.dest, action.help)
@@ -227,7 +230,8 @@ class ThawCLI(LightningCLI):
         data = self.datamodule
         data.prepare_data()
         data.setup(str(self.subcommand))
-        judged = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"], "predict": []}[str(self.subcommand)]
+        after_fit = ["val", *["test"] * self.options.test_after_fit]
+        judged = {"fit": after_fit, "validate": ["val"], "test": ["test"], "predict": []}[str(self.subcommand)]
         if self.subcommand != "fit":
             data.require(*judged or [data.predicted])
         if not self.chosen.trainer.fast_dev_run:
@@ -239,6 +243,7 @@ class ThawCLI(LightningCLI):
         check_trainer(config)
         self.added = list(_listed(config.callbacks))  # before Lightning puts those of every run among them
         check_callbacks(self.added)
+        check_accumulation(self.added, config.accumulate_grad_batches)
         if config.enable_progress_bar is None:
             config.enable_progress_bar = sys.stdout.isatty() or bool(_progress_bars(config))
         config.profiler = config.profiler or Unprofiled()
@@ -286,13 +291,13 @@ class ThawCLI(LightningCLI):
         decay = config.unfreezing.learning_rates.decay
         if decay != "constant" and (trainer.max_steps != -1 or trainer.max_time is not None):
             limit = "max_time" if trainer.max_steps == -1 else "max_steps"
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"unfreezing.decay {decay} falls towards epoch {trainer.max_epochs}, where trainer.{limit} may end the "
                 "training long before: rates may then be still high; trainer.max_epochs says how long it is to be"
             )
         rate, rates = self.model.configure_optimizers().defaults["lr"], config.unfreezing.learning_rates.from_epoch
         if rates.get(0, rate) != rate:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"the optimizer's rate of {rate:g} is not used: unfreezing.rates has {rates[0]:g} from epoch 0 on"
             )
 
@@ -412,7 +417,8 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # what --trainer.profiler was asked for
+    for asked_for in ("profilers", "callbacks"):  # what a profiler, a ModelSummary or EarlyStopping's verbose tells
+        logging.getLogger(f"lightning.pytorch.{asked_for}").setLevel(logging.INFO)
     with plain_endings():
         _check_order(args)
         ThawCLI(

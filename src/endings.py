@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from src.callbacks.stopping import Stopped
 from src.errors import UserError, say
-from src.plain_errors import hidden_error, plain_trainer
+from src.plain_errors import hidden_error, plain
 from src.tensor_files import NO_MEMORY
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -72,7 +72,7 @@ def threads_that_tell_once() -> Iterator[None]:
 def _user_message(error: Exception) -> str | None:
     """Say what a user can mend; None if it is a defect."""
     if isinstance(error, MisconfigurationException):
-        return plain_trainer(str(error))
+        return plain(str(error), ()).replace("`", "")
     if isinstance(error, torch.OutOfMemoryError):
         return (
             "the GPU's memory is full. Give a smaller data.batch_size, or leave out data.on_device, model.cuda_graphs, "

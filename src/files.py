@@ -14,7 +14,7 @@ from threading import Lock
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.errors import UserError
+from src.errors import UserError, say
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of some file systems on other machines
 _PATIENCE = 3.0  # seconds
@@ -95,7 +95,7 @@ def _acquire(lock: FileLock, doing: str) -> None:
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        rank_zero_only(print)(f"another process is {doing}; waiting for it to end ({lock.lock_file})", flush=True)
+        rank_zero_only(say)(f"another process is {doing}; waiting for it to end ({lock.lock_file})")
         lock.acquire()
 
 

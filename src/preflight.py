@@ -56,6 +56,7 @@ _UNFIT: dict[type[Callback], str] = {
 }
 """Callbacks of Lightning's that would fail here, do nothing or end otherwise if continued, and what to do instead."""
 NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "return_predictions": ((None, False), "the run's folder holds them."),
     "weights_only": ((None, True), "checkpoints are read as data, and never run as programs."),
     "trainer.logger": ((None, True), "every run has TensorBoard's files and history.csv."),
     "trainer.enable_checkpointing": ((None, True), "every run keeps its best and its last checkpoint."),
@@ -126,7 +127,7 @@ def check_offered(config: Namespace) -> None:
         config: A command's options.
     """
     for option, (unset, why) in NOT_OFFERED.items():
-        if config[option] not in unset:
+        if config.get(option) not in unset:
             raise UserError(f"{option} is not offered: {why}")
 
 
@@ -169,9 +170,33 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError(f"ModelCheckpoint's filename is '{callback.filename}', which every run has: give another.")
         if isinstance(callback, ModelCheckpoint) and not callback.dirpath and callback.save_last:
             raise UserError("ModelCheckpoint's save_last would write last.ckpt, which every run has: leave it out.")
+        if isinstance(callback, ModelCheckpoint) and callback.save_on_exception:
+            raise UserError(
+                "ModelCheckpoint's save_on_exception would save within a step: leave it out. A stop saves last.ckpt."
+            )
+        if type(callback) is WeightAveraging and not any(callback._kwargs.values()):
+            raise UserError(
+                "WeightAveraging by itself fails on GPUs, at BatchNorm's counts: average with "
+                "src.callbacks.averaging.PolynomialAveraging, whose eta of 0 takes all steps alike."
+            )
         averaged = any(isinstance(other, WeightAveraging) for other in callbacks)
         if isinstance(callback, ModelCheckpoint) and callback.save_weights_only and averaged:
             raise UserError("ModelCheckpoint's save_weights_only would keep weights not averaged: leave it out.")
+
+
+def check_accumulation(callbacks: Sequence[Callback], batches: int) -> None:
+    """Refuse to save by the clock where a step takes several batches: what it has added up would be left out.
+
+    Args:
+        callbacks: Those that the user added.
+        batches: How many a step takes.
+    """
+    timed = [one for one in callbacks if isinstance(one, ModelCheckpoint) and one._train_time_interval is not None]
+    if timed and batches > 1:
+        raise UserError(
+            "ModelCheckpoint's train_time_interval would save within a step, which takes several batches "
+            "(trainer.accumulate_grad_batches): give every_n_train_steps instead."
+        )
 
 
 def check_averages(callbacks: Sequence[Callback]) -> None:
@@ -225,7 +250,7 @@ def check_monitors(callbacks: Sequence[Callback], trainer: Trainer) -> None:
                 f"{said}, and it looks at the end of every epoch, though not each has a validation: leave out the "
                 "callback's check_on_train_epoch_end, or give --trainer.check_val_every_n_epoch 1."
             )
-        if monitor.startswith("train/") and early and not looks_late:
+        if monitor.startswith("train/") and not looks_late and (early or looks_late is False):
             raise UserError(
                 f"{said}, known when an epoch ends, and it looks when a validation does: give val/loss, val/acc or "
                 f"val/f1, or the callback's {option}_on_train_epoch_end: true."

@@ -129,6 +129,7 @@ class RunLogger(TensorBoardLogger):
         for shown, logged in _FINAL_METRICS.items():
             if logged in metrics:
                 super().log_metrics({shown: metrics[logged]}, 0)
+        self.save()  # nobody closes the file again
 
     def save(self) -> None:
         # Lightning would repeat the hyperparameters in a file; config.yaml has them all.

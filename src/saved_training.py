@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from src.errors import UserError
+from src.errors import UserError, say
 from src.model.classifier import TransferClassifier
 from src.tensor_files import Unreadable, load_tensors
 
@@ -255,22 +255,26 @@ class SavedTraining:
     def say_where(self) -> None:
         """Say from where a training goes on."""
         done = self.content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        rank_zero_only(print)(f"goes on from '{self.path}', epoch {done}, counted from 0")
+        rank_zero_only(say)(f"goes on from '{self.path}', epoch {done}, counted from 0")
 
-    def check_end(self, max_epochs: int | None) -> None:
-        """Refuse to continue beyond the end.
+    def check_end(self, max_epochs: int | None) -> bool:
+        """Refuse to continue beyond the end, and say if it is reached already.
 
         Args:
             max_epochs: How many epochs there are to be; None or -1 for no end.
+
+        Returns:
+            Whether anything is left to train.
         """
         done = self.content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         if max_epochs in (None, -1) or max_epochs > done:
-            return
+            return True
         if max_epochs < done:
             said = f"trainer.max_epochs is {max_epochs}, and '{self.path}' has trained {done} already"
             raise UserError(f"{said}: give more.")
         said = f"'{self.path}' has trained all of its {done} epochs"
-        rank_zero_only(print)(f"{said}: give trainer.max_epochs more to go on.")
+        rank_zero_only(say)(f"{said}: give trainer.max_epochs more to go on.")
+        return False
 
     def check_time(self, timers: Sequence[Timer]) -> None:
         """Refuse to continue when the time is over, for nothing would be trained.

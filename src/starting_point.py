@@ -13,7 +13,7 @@ from src.callbacks.distillation import Distillation
 from src.callbacks.history import HISTORY, read_history
 from src.callbacks.stopping import callbacks_of
 from src.data.datamodule import ImageDataModule
-from src.errors import UserError, shorten
+from src.errors import UserError, say, shorten
 from src.files import make_folder, user_path
 from src.model.classifier import TransferClassifier
 from src.model.vgg import PUBLISHED, expected_input
@@ -110,13 +110,13 @@ def check_continuation(saved: SavedTraining, trainer: Trainer, data: ImageDataMo
     tries = trainer.fast_dev_run  # type: ignore[attr-defined]
     saved.check_whole()
     saved.check_data(data.identity(trainer.world_size, stay))
-    if not tries:
-        saved.check_rest(count_batches(data, trainer, "train")[0])
-        saved.check_end(trainer.max_epochs)
     saved.check_time(callbacks_of(trainer, Timer))
-    if not tries:
+    if tries:
+        return
+    saved.check_rest(count_batches(data, trainer, "train")[0])
+    check_place(saved.path, trainer)
+    if saved.check_end(trainer.max_epochs):
         saved.say_where()
-        check_place(saved.path, trainer)
         _announce_replaced(saved.path, saved.content["epoch"])
 
 
@@ -125,7 +125,7 @@ def _announce_replaced(checkpoint: Path, epoch: int) -> None:
     history = read_history(run / HISTORY) if run is not None and (run / HISTORY).is_file() else []
     later = [row for row in history if row["epoch"] > epoch]
     if later:
-        rank_zero_only(print)(
+        rank_zero_only(say)(
             f"'{checkpoint}' is of epoch {epoch}, counted from 0: the {len(later)} that came after will be replaced"
         )
 
@@ -158,7 +158,7 @@ def say_if_seen(saved: SavedTraining, data: ImageDataModule) -> None:
         data: The images, read.
     """
     if "train" in data.datasets and not saved.saw(data.identity(1, False)):
-        rank_zero_only(print)(
+        rank_zero_only(say)(
             f"'{saved.path}' was trained and validated on other images, or on another split of them: if it was "
             "trained on some that validate now, their accuracy is too good"
         )
@@ -172,7 +172,7 @@ def say_of_other_classes(saved: SavedTraining, data: ImageDataModule) -> None:
         data: The images.
     """
     if saved.data.get("classes", list(data.classes)) != list(data.classes):
-        rank_zero_only(print)(
+        rank_zero_only(say)(
             f"'{saved.path}' tells other classes apart, or in another order: {shorten(saved.classes)}. Its head "
             f"was trained for those; to start with a new one give --model.weights {saved.word} instead"
         )

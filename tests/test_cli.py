@@ -880,6 +880,7 @@ def test_finished_run_is_only_tested_again(borrowed: Run) -> None:
     words = sample("--ckpt_path", "last", "--run.root", str(borrowed.root), "--trainer.max_epochs", "1")
     printed = execute("fit", *words, "--model.weights", "gone.pth", "--data.standardize", "weights")
     assert "has trained all of its 1 epochs" in printed
+    assert "goes on from" not in printed
     assert "test/acc" in printed
     assert path.read_bytes() == before
 
@@ -1027,6 +1028,17 @@ def test_ctrl_c_before_anything_runs_ends_with_one_line(
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "stopped by SIGINT\n"
     assert not any(tmp_path.iterdir())
+
+
+def test_what_lightnings_callbacks_were_asked_to_tell_is_told(tmp_path: Path) -> None:
+    told = StringIO()
+    handler, logger = logging.StreamHandler(told), logging.getLogger("lightning.pytorch.callbacks")
+    logger.addHandler(handler)
+    try:
+        execute("fit", *sample("--trainer.fast_dev_run", "true", "--trainer.enable_model_summary", "true"))
+    finally:
+        logger.removeHandler(handler)
+    assert "Trainable params" in told.getvalue()
 
 
 @pytest.mark.slow
@@ -1279,6 +1291,17 @@ def test_a_run_may_do_without_validation_or_test(tmp_path: Path, option: str) ->
     assert "everything of this run" in execute("fit", *words, option, "0")
 
 
+def test_a_part_of_images_that_lie_by_class_is_no_hindrance_to_a_training_without_a_test(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("val", 2), ("test", 8)):
+        for number in range(2 * count):
+            path = tmp_path / "mine" / split / str(number % 2) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(path)
+    source = ["--data.source", "ImageFolder", "--data.source.root", str(tmp_path / "mine")]
+    words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--run.test_after_fit", "false", *source)
+    assert "everything of this run" in execute("fit", *words, "--trainer.limit_test_batches", "1")
+
+
 @pytest.mark.parametrize(("precision", "knows"), [("bf16-mixed", False), ("bf16-mixed", True), ("32-true", False)])
 def test_a_precision_that_the_processor_does_not_know_is_named(
     monkeypatch: pytest.MonkeyPatch, precision: str, knows: bool
@@ -1291,13 +1314,14 @@ def test_a_precision_that_the_processor_does_not_know_is_named(
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_before_the_end_ends_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["10 classes", "epoch   0"])
+def test_a_reader_that_leaves_before_the_end_ends_nothing(tmp_path: Path, last: str) -> None:
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1")
     command = [sys.executable, "-W", "ignore", "-m", "src.cli", "fit", *words]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as fit:
         assert fit.stdout is not None
         assert fit.stderr is not None
-        assert any(line.startswith("epoch   0") for line in fit.stdout)
+        assert any(line.startswith(last) for line in fit.stdout)
         fit.stdout.close()
         assert (fit.stderr.read(), fit.wait()) == ("", 0)
 

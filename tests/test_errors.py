@@ -196,6 +196,15 @@ OPTIONS = {
         "--trainer.accumulate_grad_batches",
     ],
     "--trainer.callbacks+=lightning.pytorch.callbacks.Timer": ["Timer", "--trainer.max_time"],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.WeightAveraging": ["WeightAveraging by itself fails on GPUs"],
+    f"{KEEP_BY} val/f1 --trainer.callbacks.mode max --trainer.callbacks.save_on_exception true": [
+        "save_on_exception would save within a step"
+    ],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.train_time_interval 0:0:5 "
+    "--trainer.accumulate_grad_batches 2": ["train_time_interval would save within a step", "every_n_train_steps"],
+    f"{STOP_BY} train/loss --trainer.callbacks.check_on_train_epoch_end false": [
+        "EarlyStopping's monitor is 'train/loss', known when an epoch ends"
+    ],
     "--trainer.callbacks+=tests.support.Lacking --trainer.callbacks.at init": [
         "Lacking needs an extra, which is not here"
     ],

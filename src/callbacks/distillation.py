@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from src.data.datamodule import ImageDataModule
 from src.data.standardization import standardized
-from src.errors import UserError, shorten
+from src.errors import UserError, say, shorten
 from src.files import user_path
 from src.model.classifier import TransferClassifier
 from src.run_directory import checkpoint_at
@@ -145,7 +145,7 @@ class Distillation(Callback):
                 taught = teacher(seen(inputs))
             return divergence(logits, taught, self.temperature)
 
-        rank_zero_only(print)(f"learns from '{self.origin['path']}', and from no labels")
+        rank_zero_only(say)(f"learns from '{self.origin['path']}', and from no labels")
         if teacher.needs_calibration:
             teacher.calibrate(seen(data.sample_images()))
         pl_module.loss_on_images = loss

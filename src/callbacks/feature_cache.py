@@ -76,7 +76,7 @@ class FrozenFeatureCache(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.place = "memory"  # such a run has no directory
         if stage == "fit" and self.views is None and self.place == "disk":
-            rank_zero_only(print)("feature cache: off, for feature_cache.views is null; its place has no effect")
+            rank_zero_only(say)("feature cache: off, for feature_cache.views is null; its place has no effect")
         if stage == "fit":
             log_dir = trainer.log_dir  # asks all processes
             self.directory = None if log_dir is None else Path(log_dir) / FOLDER

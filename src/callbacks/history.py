@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class History(Checkpoint):
     """Write the metrics of every epoch to the run directory.
 
     It counts as a checkpoint callback for Lightning, which runs those after the module has logged its epoch; and
-    before the checkpoints themselves, so that no checkpoint is newer than the history.
+    before the run's own checkpoints, so that neither is newer than the history.
     """
 
     def __init__(self, announce: bool) -> None:
@@ -84,13 +85,14 @@ class History(Checkpoint):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer)
+        self._draw()
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._draw(trainer)
+        with suppress(OSError):  # perhaps the exception itself, after which others have to be ended
+            self._draw()
 
-    def _draw(self, trainer: Trainer) -> None:
+    def _draw(self) -> None:
         if self.rows:
             write_png(history_figure(self.rows), self.directory / PNG)
 

@@ -1,4 +1,4 @@
-"""What the terminal shows before training: how many images, the network's layers, and the calendar of stages."""
+"""What the terminal shows before training: how many images, the network's layers, and the schedule of stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.callbacks.schedule import HEAD_NUMBER, trainable_layers
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.loading import ArrayDataset
-from src.errors import shorten
+from src.errors import say, shorten
 from src.model.classifier import HEAD, TransferClassifier
 from src.model.vgg import LAYERS, output_shapes
 
@@ -27,10 +27,9 @@ class Summary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         unfreezing = StagedUnfreezing.of(trainer)
         layers = trainable_layers(unfreezing.stages, trainer.current_epoch)
-        print(image_line(ImageDataModule.of(trainer)), end="\n\n")
-        print(layer_table(pl_module, layers), end="\n\n")
+        say(f"{image_line(ImageDataModule.of(trainer))}\n\n{layer_table(pl_module, layers)}\n")
         rate = partial(unfreezing.rate, trainer, warmed_up=True)
-        print(stage_table(pl_module, unfreezing.stages, rate, trainer.max_epochs or 1), flush=True)
+        say(stage_table(pl_module, unfreezing.stages, rate, trainer.max_epochs or 1))
 
 
 def image_line(data: ImageDataModule) -> str:

@@ -1,4 +1,4 @@
-"""Thaw the backbone by the calendar, and give every layer its rate."""
+"""Thaw the backbone by the schedule, and give every layer its rate."""
 
 from __future__ import annotations
 
@@ -82,15 +82,11 @@ class StagedUnfreezing(Callback):
                 "callback that averages weights, or let the stages only thaw."
             )
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
-        self._apply(trainer, pl_module)
-
-    def on_train_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
-        # Also here, because a run resumed within an epoch sees no epoch start.
-        self._apply(trainer, pl_module)
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: TransferClassifier) -> None:  # type: ignore[override]
         self._apply(trainer, pl_module)
+
+    on_sanity_check_start = on_train_epoch_start  # type: ignore[assignment]
+    on_train_start = on_train_epoch_start  # type: ignore[assignment]  # a run resumed within an epoch sees no epoch start
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # DDP sends the first process's statistics round before a batch, but not after one whose gradient it only kept.

@@ -376,8 +376,8 @@ class TransferClassifier(LightningModule):
 
     def _log_epoch(self, stage: str, metrics: Metric | MetricCollection) -> None:
         # Where the command `validate` adds a point to a training's curves, TensorBoard leaves out all that come after.
-        drawn = self.trainer.state.fn != TrainerFn.VALIDATING
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, logger=drawn)
+        alone = self._trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, logger=not alone)
         metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -56,6 +56,15 @@ def trainer(folder: Path, max_epochs: int, announce: bool = False, every: int = 
     )  # fmt: skip
 
 
+def test_a_picture_that_cannot_be_written_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(history, "write_png", refuse)
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, 2).fit(Metrics(fail_in=1), loader(), loader())
+
+
 def loader() -> DataLoader:
     return DataLoader(TensorDataset(torch.zeros(2, 1)))
 

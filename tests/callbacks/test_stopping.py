@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from src.callbacks.checkpoints import AtomicCheckpointIO
-from src.callbacks.stopping import SIGNALS, GracefulStop, Stopped
+from src.callbacks.stopping import SIGNALS, GracefulStop, Stopped, why_it_stopped
 
 
 def test_a_stop_waits_for_the_optimizers_step_and_for_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +66,15 @@ def test_only_the_first_process_leaves_with_the_signals_code() -> None:
     assert Stopped(signal.SIGTERM, Path("last.ckpt")).exit_code == 143
     assert Stopped(signal.SIGTERM, Path("last.ckpt"), first=False).exit_code == 0
     assert str(Stopped(signal.SIGTERM, Path("my runs/last.ckpt"))).endswith("--ckpt_path 'my runs/last.ckpt'")
+
+
+def test_an_end_at_the_last_epoch_is_not_early() -> None:
+    stopping = EarlyStopping("val/loss")
+    stopping.stopped_epoch, stopping.stopping_reason_message = 4, "it did not improve"
+    trainer: Any = SimpleNamespace(should_stop=True, current_epoch=5, max_epochs=6, callbacks=[stopping])
+    assert why_it_stopped(trainer) == ["it did not improve"]
+    trainer.max_epochs = 5
+    assert why_it_stopped(trainer) == []
 
 
 def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from src.data.sources.image_files import (
     list_images,
     say_what_is_left_out,
 )
-from src.errors import FEW, UserError, shorten
+from src.errors import FEW, UserError, say, shorten
 from src.files import one_at_a_time, replacing, user_path
 
 SPLITS = ("train", "val", "test")
@@ -80,13 +80,13 @@ class ImageFolder(Source):
         for split in self._listing.files:
             say_what_is_left_out(self.root / split)
             if loose := [path.name for path in (self.root / split).iterdir() if is_image(path.name)]:
-                rank_zero_only(print)(
+                rank_zero_only(say)(
                     f"{len(loose):,} images in {self.root / split} itself are not used, for they are in no class "
                     f"folder: {shorten(sorted(loose))}"
                 )
         with suppress(OSError):  # what is not used need not be readable
             if unused := [name for name in _subfolders(self.root) if name not in SPLITS]:
-                rank_zero_only(print)(f"not used in {self.root}: {shorten(unused)} (only {', '.join(SPLITS)} are)")
+                rank_zero_only(say)(f"not used in {self.root}: {shorten(unused)} (only {', '.join(SPLITS)} are)")
         unreadable: list[str] = []
         for split, files in self._listing.files.items():
             if self._cached(split) is None:
@@ -96,7 +96,7 @@ class ImageFolder(Source):
                 if not failed:
                     self._store(split, pixels)
         if len(unreadable) > FEW:  # the message names the first
-            rank_zero_only(print)("\n".join(["unreadable:", *unreadable]))
+            rank_zero_only(say)("\n".join(["unreadable:", *unreadable]))
         if unreadable:
             raise UserError(f"{self.root} has unreadable images; mend or remove {shorten(unreadable)}")
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.sources.base import UNKNOWN, Images, Source
 from src.data.sources.image_files import TAKEN, checked_side, decode_all, list_images, say_what_is_left_out
-from src.errors import UserError, shorten
+from src.errors import UserError, say, shorten
 from src.files import user_path
 
 FOR_PREDICT_ONLY = "Unlabelled images are for predict only: fit, validate and test need their classes."
@@ -57,7 +57,7 @@ class Unlabelled(Source):
         if len(failed) == len(names):
             raise UserError(f"{folder} has unreadable images; mend or remove {unreadable} (taken are {TAKEN})")
         if failed:  # the disk may be one that cannot be written to
-            rank_zero_only(print)(f"left out of {folder}, for they are unreadable: {unreadable}")
+            rank_zero_only(say)(f"left out of {folder}, for they are unreadable: {unreadable}")
             pixels = np.delete(pixels, failed, axis=0)
             lost = set(failed)
             names = [name for index, name in enumerate(names) if index not in lost]
