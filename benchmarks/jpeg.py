@@ -34,8 +34,8 @@ def compress(image: Image.Image) -> Image.Image:
 def main() -> None:
     """Compress every test image into a folder that holds nothing else."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--root", type=Path, required=True, help="folder with train/ and test/")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make, with train/ and test/")
+    parser.add_argument("--root", type=Path, required=True, help="folder with test/")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make, with test/")
     options = parser.parse_args()
     paths = sorted((options.root / "test").glob("*/*.jpg"))
     if not paths:
@@ -44,9 +44,6 @@ def main() -> None:
         place = options.output / "test" / path.parent.name / f"{path.stem}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         compress(Image.open(path)).save(place)
-    train = options.output / "train"
-    if not train.exists():
-        train.symlink_to((options.root / "train").resolve())
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
     directory = newest_run(place) or place / "version_0"
     done = read_history(directory / "history.csv") if (directory / "history.csv").exists() else []
     if len(done) < epochs:
-        more = ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").exists() else []
         options = {
             "trainer.max_epochs": epochs, "run.root": folder, "run.name": name, "run.test_after_fit": "false",
+            "ckpt_path": "last_if_any",
         }  # fmt: skip
-        words = [*words, *(f"--{option}={value}" for option, value in options.items()), *more]
+        words = [*words, *(f"--{option}={value}" for option, value in options.items())]
         print(f"{name}: from epoch {len(done)}", flush=True)
         subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "src.cli", "fit", *words], check=True, stdout=subprocess.DEVNULL

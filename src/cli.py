@@ -34,7 +34,7 @@ from src.callbacks.unfreezing import StagedUnfreezing
 from src.data.datamodule import ImageDataModule
 from src.data.sources.folder import lacks_train
 from src.endings import plain_endings
-from src.errors import UserError, replace_unknown_characters, say
+from src.errors import UserError, say
 from src.files import make_folder, user_path
 from src.lean_loop import Unprofiled, skip_empty_hooks
 from src.machine import check_machine, say_if_emulated
@@ -262,9 +262,10 @@ class ThawCLI(LightningCLI):
 
     def _logger(self) -> RunLogger:
         run = self.checkpoint and run_of(self.checkpoint)
+        draws = self.subcommand != "validate"
         if run:  # a resumed or tested run stays where it is
-            return RunLogger(run.parent.parent, run.parent.name, run.name)
-        return RunLogger(self.options.root, self.name)
+            return RunLogger(run.parent.parent, run.parent.name, run.name, draws)
+        return RunLogger(self.options.root, self.name, draws=draws)
 
     def _callbacks(self, config: Namespace) -> list[Callback]:
         callbacks: list[Callback] = [Summary(), Throughput(), StepSeed(self.chosen.seed_everything)]
@@ -412,7 +413,6 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     prepare_process()
-    replace_unknown_characters()
     for advice in _UNWANTED_ADVICE:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.callbacks.figures import new_figure, write_png
-from src.errors import OneLineParser, UserError, told_in_one_line
+from src.endings import plain_endings
+from src.errors import OneLineParser, UserError
 from src.files import replacing, user_path
 from src.run_record import Run, Unfinished, read_run
 
@@ -154,7 +155,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=user_path, default=Path("runs/comparison"), help="folder to write to (%(default)s)"
     )
-    with told_in_one_line():
+    with plain_endings():
         options = parser.parse_args(args)
         groups = recipes(distinct(_asked(options.runs, options.output)))
         rows = table(groups)

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from src.callbacks.stopping import Stopped
-from src.errors import UserError, say
+from src.errors import UserError, replace_unknown_characters, say
 from src.plain_errors import hidden_error, plain
 from src.tensor_files import NO_MEMORY
 
@@ -29,6 +29,7 @@ def plain_endings() -> Iterator[None]:
     Raises:
         SystemExit: With code 1 for what the user can mend; after a signal with 128 and its number.
     """
+    replace_unknown_characters()
     try:
         with threads_that_tell_once():
             yield
@@ -82,8 +83,8 @@ def _user_message(error: Exception) -> str | None:
         if NO_MEMORY not in str(error):
             return None
         return (
-            "there is not enough memory. Give a smaller data.batch_size, or smaller images "
-            "(data.source.init_args.image_size, data.input_size)."
+            "there is not enough memory. In a training give a smaller data.batch_size, smaller images "
+            "(data.source.init_args.image_size, data.input_size), or a smaller feature_cache.limit_gib."
         )
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:

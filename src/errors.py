@@ -6,8 +6,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO
 
@@ -67,17 +66,3 @@ def say(text: str, stream: TextIO | None = None) -> None:
             raise
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())  # else Python would try once more when it ends
-
-
-@contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Print a UserError on standard error, and end the process with code 1; Ctrl-C ends it with 130."""
-    replace_unknown_characters()
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        raise SystemExit(130) from None

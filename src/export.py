@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.data.standardization import standardized
-from src.errors import OneLineParser, UserError, told_in_one_line
+from src.endings import plain_endings
+from src.errors import OneLineParser, UserError
 from src.files import replacing, user_path
 from src.model.classifier import TransferClassifier
 from src.run_directory import checkpoint_at
@@ -163,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "run", type=user_path, help="a run directory, a recipe's folder for its newest run, or a checkpoint"
     )
     parser.add_argument("--output", type=user_path, help="file to write (the checkpoint's name, ending in .onnx)")
-    with told_in_one_line():
+    with plain_endings():
         options = parser.parse_args(args)
         _check_packages()
         checkpoint = checkpoint_at(options.run)

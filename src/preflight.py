@@ -56,7 +56,7 @@ _UNFIT: dict[type[Callback], str] = {
 }
 """Callbacks of Lightning's that would fail here, do nothing or end otherwise if continued, and what to do instead."""
 NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "return_predictions": ((None, False), "the run's folder holds them."),
+    "return_predictions": ((False,), "the run's folder holds them."),
     "weights_only": ((None, True), "checkpoints are read as data, and never run as programs."),
     "trainer.logger": ((None, True), "every run has TensorBoard's files and history.csv."),
     "trainer.enable_checkpointing": ((None, True), "every run keeps its best and its last checkpoint."),
@@ -127,7 +127,7 @@ def check_offered(config: Namespace) -> None:
         config: A command's options.
     """
     for option, (unset, why) in NOT_OFFERED.items():
-        if config.get(option) not in unset:
+        if option in config and config[option] not in unset:
             raise UserError(f"{option} is not offered: {why}")
 
 
@@ -174,9 +174,9 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError(
                 "ModelCheckpoint's save_on_exception would save within a step: leave it out. A stop saves last.ckpt."
             )
-        if type(callback) is WeightAveraging and not any(callback._kwargs.values()):
+        if type(callback) is WeightAveraging and callback._use_buffers and not any(callback._kwargs.values()):
             raise UserError(
-                "WeightAveraging by itself fails on GPUs, at BatchNorm's counts: average with "
+                "WeightAveraging by itself would fail on a GPU, at BatchNorm's counts: average with "
                 "src.callbacks.averaging.PolynomialAveraging, whose eta of 0 takes all steps alike."
             )
         averaged = any(isinstance(other, WeightAveraging) for other in callbacks)

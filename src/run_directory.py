@@ -49,11 +49,14 @@ class RunLogger(TensorBoardLogger):
         root: Folder of all runs.
         name: Name of the run's folder.
         version: The run to go on with; None for a new one.
+        draws: Whether metrics belong to its curves. TensorBoard leaves out what comes after a point that is added, so
+            that a validation of an earlier epoch, on its own, would cut them short.
     """
 
-    def __init__(self, root: Path | str, name: str, version: str | None = None) -> None:
+    def __init__(self, root: Path | str, name: str, version: str | None = None, draws: bool = True) -> None:
         super().__init__(root, name, version, default_hp_metric=False)
         self._new = version is None
+        self._draws = draws
         self._lock: BaseFileLock | None = None
         self._laid_out = False  # whether TensorBoard was told which curves to draw in one chart
 
@@ -113,6 +116,8 @@ class RunLogger(TensorBoardLogger):
             self._lock = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+        if not self._draws:
+            return
         metrics = dict(metrics)
         epoch = metrics.pop("epoch", None)
         batches = {name: value for name, value in metrics.items() if name.startswith(_BATCH)}

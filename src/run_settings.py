@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from src.errors import UserError
+from src.errors import UserError, say
 from src.files import replacing
 from src.run_directory import CONFIG, RunLogger
 
@@ -42,14 +42,14 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
         if before is not None:
             for change in changes(before, _content(path) or {}):
-                print(f"goes on with {change}", flush=True)
+                say(f"goes on with {change}")
 
     def _keep_origin(self, before: Mapping[str, Any]) -> None:
         """Write down what the run once started from, and say where the command has it otherwise."""
         self.config.run.warm_start = before.get("run.warm_start")  # a job that is started again names the first one
         for name in _ORIGIN:
             if name in before and self.config[name] != before[name]:
-                print(f"{name} stays {json.dumps(before[name])}, as the training began", flush=True)
+                say(f"{name} stays {json.dumps(before[name])}, as the training began")
                 self.config[name] = before[name]
 
     def _hold(self, trainer: Trainer) -> None:

@@ -38,6 +38,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from src.callbacks.feature_cache import FrozenFeatureCache
 from src.callbacks.history import read_history
+from src.callbacks.predictions import PredictionWriter
 from src.callbacks.summary import Summary
 from src.callbacks.unfreezing import StagedUnfreezing
 from src.cli import ThawCLI, ThawParser, main
@@ -337,7 +338,7 @@ def test_test_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
     assert borrowed.config == config
 
 
-def test_what_was_trained_on_a_gpu_can_be_tested_on_a_cpu(borrowed: Run, tmp_path: Path) -> None:
+def test_what_was_trained_with_recorded_steps_can_be_tested_on_a_cpu(borrowed: Run) -> None:
     config = borrowed.directory / "config.yaml"
     content = yaml.safe_load(config.read_text())
     content["model"]["cuda_graphs"] = True
@@ -357,6 +358,7 @@ def test_test_after_fit_and_test_agree(run: Run) -> None:
 def test_validate_uses_the_best_checkpoint_of_the_newest_run(borrowed: Run) -> None:
     printed, files = evaluate(borrowed, "validate")
     assert "another split" not in printed
+    assert "Validate metric" in printed
     pictures = {f"val_{name}.png" for name in ("predictions", "confusion_matrix", "mistakes")}
     assert files == {"val_predictions.csv", "val_report.json"} | pictures
     assert f"val/acc {borrowed.history[0]['val/acc']:.4f}" in printed
@@ -1030,15 +1032,30 @@ def test_ctrl_c_before_anything_runs_ends_with_one_line(
     assert not any(tmp_path.iterdir())
 
 
-def test_what_lightnings_callbacks_were_asked_to_tell_is_told(tmp_path: Path) -> None:
+def test_predicting_keeps_no_second_copy_of_its_answers(borrowed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(
+        PredictionWriter, "on_predict_end", lambda self, trainer, *_: kept.append(trainer.predict_loop.predictions)
+    )
+    execute("predict", *sample("--run.root", str(borrowed.root)))
+    assert kept == [[]]
+    with pytest.raises(SystemExit):
+        execute("predict", *sample("--run.root", str(borrowed.root), "--return_predictions", "true"))
+
+
+def test_summary_and_early_stopping_tell_what_they_were_asked_to(tmp_path: Path) -> None:
     told = StringIO()
     handler, logger = logging.StreamHandler(told), logging.getLogger("lightning.pytorch.callbacks")
     logger.addHandler(handler)
     try:
-        execute("fit", *sample("--trainer.fast_dev_run", "true", "--trainer.enable_model_summary", "true"))
+        asked = ["--trainer.enable_model_summary", "true", "--run.root", str(tmp_path), "--trainer.max_epochs", "1"]
+        asked += ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"]
+        asked += ["--trainer.callbacks.monitor", "val/loss", "--trainer.callbacks.verbose", "true"]
+        execute("fit", *sample("--run.test_after_fit", "false", *asked))
     finally:
         logger.removeHandler(handler)
     assert "Trainable params" in told.getvalue()
+    assert "Metric val/loss improved. New best score" in told.getvalue()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from support import REPOSITORY, Lacking, run
 
@@ -34,6 +35,8 @@ from src.machine import check_compiler, check_device
 from src.model.classifier import TransferClassifier
 from src.plain_errors import either, plain, plain_trainer, suggestion
 from src.preflight import check_monitors
+
+pytestmark = pytest.mark.usefixtures("thin")
 
 CONFIGS = REPOSITORY / "configs"
 RECIPE = f"--config {CONFIGS}/head.yaml"
@@ -97,8 +100,6 @@ def fail(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
     return run_main
 
-
-pytestmark = pytest.mark.usefixtures("thin")
 
 FIT = f"fit {RECIPE} --model.weights null"
 PARSED = {
@@ -196,7 +197,9 @@ OPTIONS = {
         "--trainer.accumulate_grad_batches",
     ],
     "--trainer.callbacks+=lightning.pytorch.callbacks.Timer": ["Timer", "--trainer.max_time"],
-    "--trainer.callbacks+=lightning.pytorch.callbacks.WeightAveraging": ["WeightAveraging by itself fails on GPUs"],
+    "--trainer.callbacks+=lightning.pytorch.callbacks.WeightAveraging": [
+        "WeightAveraging by itself would fail on a GPU"
+    ],
     f"{KEEP_BY} val/f1 --trainer.callbacks.mode max --trainer.callbacks.save_on_exception true": [
         "save_on_exception would save within a step"
     ],
@@ -633,7 +636,13 @@ def test_memory_of_a_gpu_that_is_full_is_named(fail: Fail, monkeypatch: pytest.M
 
 def test_memory_that_is_full_is_named(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageDataModule, "setup", lambda self, stage: torch.empty(2**60))
-    assert "there is not enough memory. Give a smaller data.batch_size" in fail(f"fit {SAMPLE}")
+    assert "there is not enough memory. In a training give a smaller data.batch_size" in fail(f"fit {SAMPLE}")
+
+
+def test_what_lightning_refuses_is_told_in_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), plain_endings():
+        raise MisconfigurationException("`ModelCheckpoint(monitor='val/mine')`\ncould not find it")
+    assert capsys.readouterr().err == "error: ModelCheckpoint(monitor='val/mine') could not find it\n"
 
 
 def test_other_failures_keep_their_traceback() -> None:

@@ -25,7 +25,7 @@ class History(Checkpoint):
     """Write the metrics of every epoch to the run directory.
 
     It counts as a checkpoint callback for Lightning, which runs those after the module has logged its epoch; and
-    before the run's own checkpoints, so that neither is newer than the history.
+    before the run's own checkpoints, so that neither best.ckpt nor last.ckpt is newer than the history.
     """
 
     def __init__(self, announce: bool) -> None:
@@ -89,7 +89,7 @@ class History(Checkpoint):
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        with suppress(OSError):  # perhaps the exception itself, after which others have to be ended
+        with suppress(OSError):  # GracefulStop's hook comes next, and has other processes to end
             self._draw()
 
     def _draw(self) -> None:

@@ -126,7 +126,8 @@ def why_it_stopped(trainer: Trainer) -> list[str]:
     """Say what ended a training before its last epoch; nothing if nothing did."""
     if not trainer.should_stop:  # what callbacks know may be of an end that the training was continued from
         return []
-    if trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs:
+    loop = trainer.fit_loop
+    if trainer.current_epoch == trainer.max_epochs and loop.epoch_loop._num_ready_batches_reached():  # all was trained
         return []
     last = trainer.current_epoch - 1
     stops = [stop for stop in callbacks_of(trainer, EarlyStopping) if stop.stopped_epoch >= last]

@@ -86,7 +86,8 @@ class StagedUnfreezing(Callback):
         self._apply(trainer, pl_module)
 
     on_sanity_check_start = on_train_epoch_start  # type: ignore[assignment]
-    on_train_start = on_train_epoch_start  # type: ignore[assignment]  # a run resumed within an epoch sees no epoch start
+    # A run resumed within an epoch sees no epoch start.
+    on_train_start = on_train_epoch_start  # type: ignore[assignment]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # DDP sends the first process's statistics round before a batch, but not after one whose gradient it only kept.

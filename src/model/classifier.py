@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -375,9 +374,7 @@ class TransferClassifier(LightningModule):
             self._guesses.clear()
 
     def _log_epoch(self, stage: str, metrics: Metric | MetricCollection) -> None:
-        # Where the command `validate` adds a point to a training's curves, TensorBoard leaves out all that come after.
-        alone = self._trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, logger=not alone)
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

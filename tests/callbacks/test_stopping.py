@@ -71,10 +71,16 @@ def test_only_the_first_process_leaves_with_the_signals_code() -> None:
 def test_an_end_at_the_last_epoch_is_not_early() -> None:
     stopping = EarlyStopping("val/loss")
     stopping.stopped_epoch, stopping.stopping_reason_message = 4, "it did not improve"
-    trainer: Any = SimpleNamespace(should_stop=True, current_epoch=5, max_epochs=6, callbacks=[stopping])
+    whole = [True]
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_num_ready_batches_reached=lambda: whole[0]))
+    trainer: Any = SimpleNamespace(
+        should_stop=True, current_epoch=5, max_epochs=6, callbacks=[stopping], fit_loop=loop
+    )  # fmt: skip
     assert why_it_stopped(trainer) == ["it did not improve"]
     trainer.max_epochs = 5
     assert why_it_stopped(trainer) == []
+    whole[0] = False  # it ended within the last epoch
+    assert why_it_stopped(trainer) == ["it did not improve"]
 
 
 def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def test_layers_that_train_are_marked_and_counted(model: TransferClassifier) -> 
     assert rows[-1] == ["backbone", "and", "head", f"{14_714_688 + HEAD:,}", f"{7_079_424 + HEAD:,}"]
 
 
-def test_calendar_tells_each_stages_parameters_and_rates(model: TransferClassifier) -> None:
+def test_schedule_tells_each_stages_parameters_and_rates(model: TransferClassifier) -> None:
     def rate(number: int, epoch: int) -> float:
         return (1e-3 if number == HEAD_NUMBER else 1e-5 * number) / (1 + epoch)
 
@@ -65,6 +65,6 @@ def test_stages_after_the_end_are_marked(model: TransferClassifier) -> None:
     assert [line.split("  ")[0] for line in lines] == ["0 to 8", "9 (after the end)"]
 
 
-def test_calendar_without_an_end(model: TransferClassifier) -> None:
+def test_schedule_without_an_end(model: TransferClassifier) -> None:
     lines = stage_table(model, parse_stages({0: 0, 3: 4}), lambda number, epoch: 1e-3, -1).splitlines()[2:]
     assert [line.split("  ")[0] for line in lines] == ["0 to 2", "3 on"]

@@ -141,11 +141,14 @@ def test_it_is_not_downloaded_among_other_images_unless_that_has_begun(
     assert len(server.ranges_asked) == 1
 
 
-def test_images_further_down_are_no_hindrance(server: Server, tmp_path: Path) -> None:
-    """As other data sets have them in the default folder."""
-    (tmp_path / "pets" / "train").mkdir(parents=True)
-    (tmp_path / "pets" / "train" / "photo.jpg").touch()
-    CIFAR10(str(tmp_path), server.url).prepare()
+@pytest.mark.parametrize(("root", "folder"), [("mine", "pets/train"), ("data", "pets/train"), ("data", "holiday")])
+def test_other_images_further_down_are_no_hindrance(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / root / folder).mkdir(parents=True)
+    (tmp_path / root / folder / "photo.jpg").touch()
+    CIFAR10(root, server.url).prepare()
 
 
 def test_cut_download_continues_when_the_server_is_whole(server: Server, tmp_path: Path, archive: bytes) -> None:

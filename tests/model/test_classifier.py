@@ -246,9 +246,7 @@ def listen(model: TransferClassifier, monkeypatch: pytest.MonkeyPatch) -> dict[s
     """Collect what the model logs, for want of a trainer."""
     logged: dict[str, float] = {}
     monkeypatch.setattr(model, "log", lambda name, value: logged.update({name: float(value)}))
-    monkeypatch.setattr(
-        model, "log_dict", lambda values, logger: logged.update({n: float(v) for n, v in values.items()})
-    )
+    monkeypatch.setattr(model, "log_dict", lambda values: logged.update({n: float(v) for n, v in values.items()}))
     return logged
 
 

@@ -16,6 +16,7 @@ from src.download import fetch
 from src.errors import UserError
 from src.files import user_path
 
+_ROOT = "data"
 OFFLINE_HINT = (
     "add `--config configs/with/sample.yaml` (the built-in sample) "
     "or `--config configs/with/folder.yaml` (your own images)"
@@ -32,7 +33,7 @@ class CIFAR10(Source):
         url: Where to download the archive from, for example a mirror; None means the authors' page.
     """
 
-    def __init__(self, root: str = "data", url: str | None = None) -> None:
+    def __init__(self, root: str = _ROOT, url: str | None = None) -> None:
         self.root = user_path(root)
         self.url = url
 
@@ -44,7 +45,7 @@ class CIFAR10(Source):
         damaged = _damaged_files(self.root)
         if not damaged:
             return
-        begun = any(path for name in (Archive.filename, Archive.base_folder) for path in self.root.glob(f"{name}*"))
+        begun = [*self.root.glob(f"{Archive.filename}*"), *self.root.glob(f"{Archive.base_folder}*")]
         if not begun and _holds_images(self.root):
             raise UserError(
                 f"{self.root} holds images, and CIFAR-10 would be downloaded to it: for images of your own add "
@@ -87,11 +88,15 @@ class CIFAR10(Source):
 
 
 def _holds_images(root: Path) -> bool:
-    """Tell whether a folder is of somebody's own images: in it, in its subfolders, or in one folder for each split."""
+    """Tell whether a folder is of somebody's own images: in it, in its subfolders, or in one folder for each split.
+
+    Images in subfolders of the default folder may be of anything.
+    """
     if not root.is_dir():
         return False
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    readable = [root, *(folder for folder in folders if os.access(folder, os.R_OK | os.X_OK))]
+    inner = folders if root != user_path(_ROOT) else []
+    readable = [root, *(folder for folder in inner if os.access(folder, os.R_OK | os.X_OK))]
     splits = any(folder.name in SPLITS for folder in folders)
     return splits or any(is_image(path.name) for folder in readable for path in folder.iterdir())
 

@@ -185,7 +185,7 @@ def _list(root: Path, known: Sequence[str] | None) -> _Listing:
             f"{root} has none of the folders {', '.join(SPLITS)}; put images in {root}/test/<class>/{OR_UNLABELLED}"
         )
     for split in splits:
-        by_class = _list_split(root, split, classes, "train" if known is None else f"those known ({shorten(classes)})")
+        by_class = _list_split(root, split, classes, "train" if known is None else f"the list {shorten(classes)}")
         listing.files[split] = [file for name in classes for file in by_class.get(name, ())]
         counts = [len(by_class.get(name, ())) for name in classes]
         listing.labels[split] = np.repeat(np.arange(len(classes)), counts)
@@ -212,7 +212,7 @@ def _list_split(root: Path, split: str, classes: list[str], whose: str) -> dict[
                 f"; rename {shorten(sorted(alike))} as in {whose}, where the same letters are other Unicode characters"
                 + ", and rename or remove the others" * (len(alike) < len(unknown))
             )
-        raise UserError(f"{root / split} has classes unknown to {whose}: {shorten(unknown)}{advice}")
+        raise UserError(f"{root / split} has classes that are not in {whose}: {shorten(unknown)}{advice}")
     by_class = {name: list_images(root / split / name, root) for name in present}
     if empty := [name for name, files in by_class.items() if not files]:
         raise UserError(

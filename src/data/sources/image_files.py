@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import ExifTags, Image, PngImagePlugin
 from tqdm import tqdm
 
-from src.errors import UserError
+from src.errors import UserError, say
 from src.process import cores
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -28,7 +28,7 @@ _MOST_THREADS = 16  # each holds a photograph, of which a large one takes hundre
 _SMALL = 4096  # bytes of a file up to which one thread is faster than two, which would wait for each other
 
 Image.MAX_IMAGE_PIXELS = 2**29  # Pillow refuses twice as many; as it comes, also those that phones take
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # of each text, which editors fill, and not only of all
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text may take what all together may
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -102,7 +102,7 @@ def say_what_is_left_out(folder: Path) -> None:
         if is_image(name, OTHER_SUFFIXES)
     )
     if kinds:
-        print(
+        say(
             f"{kinds.total():,} images in {folder} are left out, for they are {', '.join(sorted(kinds))}: "
             f"taken are {TAKEN}"
         )
