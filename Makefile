@@ -63,14 +63,20 @@ tensorboard: $(READY) ## show all runs in the browser, on PORT (default 6006)
 	$(RUN) tensorboard.main --logdir runs --port $(PORT)
 
 bench: $(READY) ## race thaw against a bare loop, stock Lightning and, after `make keras`, Keras; time its parts
-	$(RUN) benchmarks.race --keras $(KERAS)/bin/python $(ARGS)
+	$(RUN) benchmarks.race --keras $(if $(wildcard $(KERAS)/.ready),$(KERAS)/bin/python,none) $(ARGS)
 	$(RUN) benchmarks.input_pipeline
 	$(RUN) benchmarks.startup
 	$(RUN) benchmarks.memory
 
-keras: ## install TensorFlow into KERAS (default .venv-keras), which `make bench` then races against
-	@if [ ! -x $(KERAS)/bin/python ]; then $(PYTHON) -m venv $(KERAS); fi
+keras: $(KERAS)/.ready ## install TensorFlow into KERAS (default .venv-keras), which `make bench` then races against
+
+$(KERAS)/.ready: benchmarks/keras-requirements.txt
+	@if [ -e $(KERAS)/.partial ]; then rm -rf $(KERAS); fi
+	@if [ ! -x $(KERAS)/bin/python ]; then \
+		mkdir -p $(KERAS) && touch $(KERAS)/.partial && $(PYTHON) -m venv $(KERAS); fi
 	$(KERAS)/bin/python -m pip install -q -r benchmarks/keras-requirements.txt
+	@rm -f $(KERAS)/.partial
+	@touch $@
 
 clean: ## remove caches and build products, never runs/ or data/
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist thaw.egg-info

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.training import mean_and_std, train
 from src.callbacks.history import Row
+from src.files import replacing
 from src.model.vgg import VGGBackbone
 from src.process import cores
 
@@ -54,7 +55,8 @@ CHANGES: dict[str, list[str]] = {
     "staged: 0, 4, then 8 layers": ["--unfreezing.stages={0: 0, 2: 4, 5: 8}"],
     "8 layers, rates lower by 0.5 a block": ["--unfreezing.stages={0: 8}", "--unfreezing.block_factor=0.5"],
     "12 layers train": ["--unfreezing.stages={0: 12}"],
-    "18 layers train": ["--unfreezing.stages={0: all}"],
+    "12 layers train, always new views": ["--unfreezing.stages={0: 12}", "--feature_cache.views=null"],
+    "18 layers train, always new views": ["--unfreezing.stages={0: all}"],  # with nothing frozen nothing is cached
     "images enlarged to 48 pixels": ["--data.input_size=48"],
     "images enlarged to 64 pixels": ["--data.input_size=64"],
 }  # fmt: skip
@@ -68,8 +70,8 @@ def mirrored_colours(folder: Path) -> list[str]:
         backbone.load("IMAGENET1K_FEATURES")
         weights = backbone.state_dict()
         weights["block1_conv1.weight"] = weights["block1_conv1.weight"].flip(1)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(weights, path)
+        with replacing(path) as temporary:
+            torch.save(weights, temporary)
     return [f"--model.weights={path}", "--model.weights_input=IMAGENET1K_FEATURES"]
 
 

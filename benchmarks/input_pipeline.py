@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import types
+from itertools import chain, repeat
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from benchmarks.timing import finished, interleave
 from src.data.datamodule import ImageDataModule
 from src.data.sources import Images, Source
 from src.model.classifier import TransferClassifier
+from src.process import prepare_process
 
 IMAGES = 20_000
 
@@ -44,13 +46,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
+    prepare_process()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = ImageDataModule(RandomPixels(), batch_size=options.batch_size, standardize="dataset")
     data.setup("fit")
     strategy = types.SimpleNamespace(root_device=device)
     place = {"global_rank": 0, "world_size": 1, "strategy": strategy}
     data.trainer = cast(Any, types.SimpleNamespace(training=True, current_epoch=0, limit_train_batches=1.0, **place))
-    batches = iter(data.train_dataloader())
+    batches = chain.from_iterable(repeat(data.train_dataloader()))
     model = TransferClassifier(weights=None).to(device).eval()
 
     def pipeline() -> torch.Tensor:

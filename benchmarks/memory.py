@@ -39,7 +39,9 @@ def peak(layers: int, batch_size: int, root: str | None) -> float:
             "import resource, sys; from src.cli import main; main(sys.argv[1:]); "
             "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
-        done = subprocess.run([sys.executable, "-c", code, "fit", *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "fit", *words], stdout=subprocess.PIPE, text=True, check=True
+        )
     return int(done.stdout.rpartition("PEAK")[2]) / 1024  # Linux counts in KiB
 
 

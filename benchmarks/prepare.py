@@ -10,6 +10,7 @@ elsewhere, and another JPEG library may round otherwise.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def quarter(whole: Path, folder: Path) -> None:
             place = folder / split / images.name
             place.mkdir(parents=True, exist_ok=True)
             for file in files[part]:
-                if not (place / file.name).exists():
-                    (place / file.name).symlink_to(file.resolve())
+                link = place / file.name
+                if not link.exists():
+                    link.unlink(missing_ok=True)  # one that leads nowhere
+                    link.symlink_to(os.path.relpath(file, place))  # so that both folders may be moved together
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 
 Each contestant is a process of its own. They run epochs in turn, so that whatever else the machine does hits all of
 them alike; while one runs the others wait. Rates are medians over the rounds, with quartiles. Each one's first epoch is
-left out: caches fill in it, and libraries warm up. Without Keras's environment (`make keras`) Keras is left out.
+left out: caches fill in it, and libraries warm up. Without Keras's environment (`make keras`) Keras is left out. All
+wait in memory, a gigabyte or more each: with less than 16 race some at a time (`--only`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.arithmetic import SIDE, matrix_products, matrix_rate, step_gflop
 from benchmarks.contestants import BATCH, TRAINABLE, material
-from benchmarks.timing import commit, interleave
+from benchmarks.timing import commit, interleave, quartiles
 from src.callbacks.figures import new_figure, write_png
 from src.model import int8
 from src.process import cores
@@ -104,8 +105,8 @@ class Contestant:
 
     def spread(self, part: str) -> str:
         """Write the median with quartiles."""
-        low, _, high = statistics.quantiles(self.rates[part], n=4)
-        return f"{self.rate(part):,.0f} ({low:,.0f} to {high:,.0f})"
+        median, low, high = quartiles(self.rates[part])
+        return f"{median:,.0f} ({low:,.0f} to {high:,.0f})"
 
     def epoch_seconds(self) -> float:
         """Add up one epoch of the tutorial's job."""
@@ -215,7 +216,7 @@ def report(job: str, racers: dict[str, Contestant], views: list[int]) -> str:
 
 def _with_cache(filling: Contestant, cached: Contestant, views: int) -> float:
     """Add up the job: as many epochs as views fill the cache, the first of them that of the validation images."""
-    extra = views * TRAIN * (1 / filling.rate("train") - 1 / cached.rate("train"))
+    extra = min(views, EPOCHS) * TRAIN * (1 / filling.rate("train") - 1 / cached.rate("train"))
     return EPOCHS * cached.epoch_seconds() + extra + VAL * (1 / filling.rate("val") - 1 / cached.rate("val"))
 
 
@@ -247,8 +248,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error("--rounds must be at least 2, for the quartiles")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1: the first epoch of each does not count")
     keras = options.keras if options.keras.exists() else None
     results = {}
     text = (

@@ -38,7 +38,7 @@ def main() -> None:
         words += [f"--run.root={folder}", "--trainer.accelerator=cpu", "--trainer.callbacks+=benchmarks.startup.Leave"]
         candidates = {
             name: lambda arguments=arguments: subprocess.run(
-                [sys.executable, "-W", "ignore", *arguments], check=True, capture_output=True
+                [sys.executable, "-W", "ignore", *arguments], check=True, stdout=subprocess.DEVNULL
             )
             for name, arguments in {"command to first step": words, LIBRARIES: ["-c", LIBRARIES]}.items()
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +14,13 @@ import torch
 
 
 class Quartiles(NamedTuple):
-    """Seconds a call."""
+    """Median of what was measured, and its spread."""
 
     median: float
     low: float
-    """Quarter of the calls were faster."""
+    """A quarter is below it."""
     high: float
-    """Quarter of the calls were slower."""
+    """A quarter is above it."""
 
 
 def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, Quartiles]:
@@ -32,7 +32,7 @@ def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warm
             call()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: _quartiles(values) for name, values in seconds.items()}
+    return {name: quartiles(values) for name, values in seconds.items()}
 
 
 def finished(call: Callable[[], object], device: str) -> Callable[[], object]:
@@ -56,6 +56,9 @@ def commit() -> str:
     return "unknown"
 
 
-def _quartiles(values: list[float]) -> Quartiles:
-    low, _, high = statistics.quantiles(values, n=4)
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Give median and quartiles; of three or fewer the least and the largest for the latter."""
+    low, high = min(values), max(values)
+    if len(values) > 3:
+        low, _, high = statistics.quantiles(values, n=4)
     return Quartiles(statistics.median(values), low, high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
         words: The other options of `fit`.
     """
     # Options are part of the name: another command must not take this one's results for its own.
-    name = f"{name}-{blake2b(repr(words).encode(), digest_size=3).hexdigest()}"
+    name = f"{name}-{digest(words)}"
     place = folder / name
     directory = newest_run(place) or place / "version_0"
     done = read_history(directory / "history.csv") if (directory / "history.csv").exists() else []
@@ -39,6 +40,11 @@ def train(folder: Path, name: str, epochs: int, words: list[str]) -> list[Row]:
         directory = newest_run(place) or directory  # a run that was killed in its first epoch has left one, too
         done = read_history(directory / "history.csv")
     return done
+
+
+def digest(words: Sequence[object]) -> str:
+    """Give a few letters and figures that tell these words from others."""
+    return blake2b(repr(words).encode(), digest_size=3).hexdigest()
 
 
 def mean_and_std(shares: list[float]) -> str:

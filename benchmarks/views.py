@@ -13,7 +13,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from benchmarks.training import mean_and_std, train
+from benchmarks.training import digest, mean_and_std, train
 from src.callbacks.figures import new_figure, write_png
 from src.callbacks.history import Row
 from src.process import cores
@@ -26,7 +26,7 @@ def run(root: Path, folder: Path, seed: int, views: int, epochs: int, more: list
     options = {
         "data.source.init_args.root": root, "seed_everything": seed, "trainer.check_val_every_n_epoch": EVERY,
         "feature_cache.views": views, "feature_cache.place": "disk",
-        "feature_cache.folder": folder / f"features-{seed}", "feature_cache.limit_gib": 64,
+        "feature_cache.folder": folder / f"features-{seed}-{digest([epochs, *more])}", "feature_cache.limit_gib": 64,
     }  # fmt: skip
     words = ["--config=configs/last4.yaml", "--config=configs/with/folder.yaml"]
     words += [f"--{option}={value}" for option, value in options.items()]
@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/views"))
     options, more = parser.parse_known_args()
     epochs = options.epochs
+    if epochs < EVERY:
+        parser.error(f"--epochs must be at least {EVERY}, or none is validated")
     choices = [epochs, *reversed(options.views)]  # as many views as epochs: always new ones
     runs = {
         (views, seed): run(options.root, options.output, seed, views, epochs, more)

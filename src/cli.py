@@ -40,7 +40,7 @@ from src.lean_loop import Unprofiled, skip_empty_hooks
 from src.machine import check_machine, say_if_emulated
 from src.model.classifier import TransferClassifier
 from src.model.vgg import InputScale, expected_input
-from src.plain_errors import COMMANDS, hidden_error, known_options, plain, plain_trainer
+from src.plain_errors import COMMANDS, HIGHEST_SEED, hidden_error, known_options, plain, plain_trainer
 from src.preflight import (
     NOT_OFFERED,
     check_accumulation,
@@ -121,7 +121,8 @@ class ThawCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.set_defaults(return_predictions=False)  # nobody takes them, and a GPU would be waited for
-        helps = {"ckpt_path": _CKPT_PATH} | {name: f"Not offered: {why}" for name, (_, why) in NOT_OFFERED.items()}
+        helps = {name: f"Not offered: {why}" for name, (_, why) in NOT_OFFERED.items()}
+        helps |= {"ckpt_path": _CKPT_PATH, "seed_everything": f"Of all random numbers, from 0 to {HIGHEST_SEED}."}
         for action in parser._actions:  # what Lightning says of them does not hold here
             action.help = helps.get(action.dest, action.help)
         return parser
@@ -296,6 +297,8 @@ class ThawCLI(LightningCLI):
                 f"unfreezing.decay {decay} falls towards epoch {trainer.max_epochs}, where trainer.{limit} may end the "
                 "training long before: rates may then be still high; trainer.max_epochs says how long it is to be"
             )
+        if self.model.hparams["dropout"] and not self.model.hparams["hidden"]:
+            rank_zero_only(say)("model.dropout is not used: the head has no hidden layer whose activations it drops")
         rate, rates = self.model.configure_optimizers().defaults["lr"], config.unfreezing.learning_rates.from_epoch
         if rates.get(0, rate) != rate:
             rank_zero_only(say)(
@@ -348,8 +351,8 @@ class ThawCLI(LightningCLI):
 
 
 def _checked_seed(seed: bool | int) -> int:
-    if isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UserError(f"seed_everything is {json.dumps(seed)}: choose a seed from 0 to {2**32 - 1}.")
+    if isinstance(seed, bool) or not 0 <= seed <= HIGHEST_SEED:
+        raise UserError(f"seed_everything is {json.dumps(seed)}: choose a seed from 0 to {HIGHEST_SEED}.")
     return seed
 
 
@@ -417,8 +420,9 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    for asked_for in ("profilers", "callbacks"):  # what a profiler, a ModelSummary or EarlyStopping's verbose tells
-        logging.getLogger(f"lightning.pytorch.{asked_for}").setLevel(logging.INFO)
+    # What a profiler, a ModelSummary or EarlyStopping's verbose was asked for, and why all processes end with one.
+    for told in ("pytorch.profilers", "pytorch.callbacks", "fabric.strategies.launchers"):
+        logging.getLogger(f"lightning.{told}").setLevel(logging.INFO)
     with plain_endings():
         _check_order(args)
         ThawCLI(

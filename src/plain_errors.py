@@ -10,12 +10,14 @@ from pathlib import Path
 
 from src.errors import UserError
 
+HIGHEST_SEED = 2**32 - 1
 COMMANDS = ("fit", "validate", "test", "predict")
 CONFIGS = Path("configs")
 HELP = "See: python -m src.cli fit --help"
 
 # What a value must be, where the type alone would not tell.
 _WANTED = {
+    "seed_everything": f"a whole number from 0 to {HIGHEST_SEED}",
     "data.source": "CIFAR10, ImageFolder, Sample, for predict Unlabelled, or the class path of another source",
     "data.augmentation": "null, or options such as --data.augmentation.rotation 10",
     "trainer.callbacks": "a callback's class path, e.g. lightning.pytorch.callbacks.EarlyStopping, or null",

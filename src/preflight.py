@@ -145,6 +145,16 @@ def check_trainer(config: Namespace) -> None:
         raise UserError(
             f"trainer.val_check_interval is {interval}: give a number of batches, or a part of an epoch, as 0.5."
         )
+    if config.check_val_every_n_epoch is None and not isinstance(interval, int):
+        raise UserError(
+            "trainer.check_val_every_n_epoch null counts batches through all epochs: give trainer.val_check_interval "
+            "a number of batches, or leave both out."
+        )
+    clip = config.gradient_clip_val
+    if clip is not None and clip < 0:
+        raise UserError(f"trainer.gradient_clip_val is {clip}: give the largest norm or value, or leave it out.")
+    if clip is None and config.gradient_clip_algorithm in ("norm", "value"):
+        raise UserError("trainer.gradient_clip_algorithm has no effect without trainer.gradient_clip_val: give both.")
     if str(config.precision or 32) not in _PRECISIONS:
         raise UserError(f"trainer.precision {config.precision} is not supported: use 32-true, bf16-mixed or 16-mixed.")
     strategy = config.strategy

@@ -46,7 +46,10 @@ class SaveConfig(SaveConfigCallback):
 
     def _keep_origin(self, before: Mapping[str, Any]) -> None:
         """Write down what the run once started from, and say where the command has it otherwise."""
-        self.config.run.warm_start = before.get("run.warm_start")  # a job that is started again names the first one
+        first, given = before.get("run.warm_start"), self.config.run.warm_start
+        if given not in (None, first):  # a job that is started again names the first one
+            say(f"run.warm_start stays {json.dumps(first)}, as the training began")
+        self.config.run.warm_start = first
         for name in _ORIGIN:
             if name in before and self.config[name] != before[name]:
                 say(f"{name} stays {json.dumps(before[name])}, as the training began")

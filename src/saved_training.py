@@ -243,6 +243,19 @@ class SavedTraining:
                     f"{means}."
                 )
 
+    def check_step(self, batches: int) -> None:
+        """Refuse to go on within a step of several batches: what the first of them added up is not saved.
+
+        Args:
+            batches: How many a step takes.
+        """
+        if self.served % batches:
+            raise UserError(
+                f"'{self.path}' was saved after {self.served} batches of an epoch, within a step of {batches} "
+                "(trainer.accumulate_grad_batches), of which it lacks what was added up: go on from last.ckpt, with "
+                "as many batches a step as before."
+            )
+
     def saw(self, now: Mapping[str, Any]) -> bool:
         """Tell whether these are the images that it was trained and validated on, split alike, as far as it says.
 

@@ -110,12 +110,13 @@ def check_continuation(saved: SavedTraining, trainer: Trainer, data: ImageDataMo
     tries = trainer.fast_dev_run  # type: ignore[attr-defined]
     saved.check_whole()
     saved.check_data(data.identity(trainer.world_size, stay))
-    saved.check_time(callbacks_of(trainer, Timer))
+    saved.check_step(trainer.accumulate_grad_batches)
     if tries:
         return
     saved.check_rest(count_batches(data, trainer, "train")[0])
     check_place(saved.path, trainer)
     if saved.check_end(trainer.max_epochs):
+        saved.check_time(callbacks_of(trainer, Timer))
         saved.say_where()
         _announce_replaced(saved.path, saved.content["epoch"])
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from support import on_sample
 
-from benchmarks import ablation, race
+from benchmarks import ablation, input_pipeline, race
 from benchmarks.arithmetic import step_gflop
+from benchmarks.timing import quartiles
 from benchmarks.training import train
 from src.model import vgg
 from src.model.classifier import TransferClassifier
@@ -22,7 +23,7 @@ from src.model.classifier import TransferClassifier
 @pytest.mark.parametrize(
     ("name", "words", "printed"),
     [
-        ("input_pipeline", ["--rounds", "2"], r"share of the forward pass: \d"),
+        ("input_pipeline", ["--rounds", "2", "--batch-size", "4"], r"share of the forward pass: \d"),
         ("step", ["--rounds", "2", "--batch-size", "4", "--half"], r"\d ms .* images/s\n\d+ GFLOP/s, \d+% of"),
     ],
 )
@@ -30,6 +31,7 @@ def test_benchmark_runs(
     name: str, words: list[str], printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [name, *words])
+    monkeypatch.setattr(input_pipeline, "IMAGES", 20)  # fewer batches than there are calls
     importlib.import_module(f"benchmarks.{name}").main()
     assert re.search(printed, capsys.readouterr().out)
 
@@ -74,6 +76,13 @@ def test_thirty_epochs_are_added_up(tmp_path: Path) -> None:
         }
     )
     assert f"{30 * 653 / with_cache:.1f} times as long" in race.report("last4", racers, [8])
+
+
+def test_spread_of_few_values_stays_within_them() -> None:
+    assert quartiles([2.0]) == (2.0, 2.0, 2.0)
+    assert quartiles([4.0, 2.0]) == (3.0, 2.0, 4.0)
+    assert quartiles([9.0, 2.0, 4.0]) == (4.0, 2.0, 9.0)
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]) == (4.0, 2.0, 6.0)
 
 
 def test_accuracies_of_the_ablation_are_of_validated_epochs() -> None:

@@ -878,13 +878,36 @@ def test_resuming_to_an_earlier_end_changes_nothing(borrowed: Run, capsys: pytes
 def test_finished_run_is_only_tested_again(borrowed: Run) -> None:
     """After whatever ended it in its test."""
     path = borrowed.directory / "checkpoints" / "last.ckpt"
-    before = path.read_bytes()
     words = sample("--ckpt_path", "last", "--run.root", str(borrowed.root), "--trainer.max_epochs", "1")
+    words += ["--trainer.max_time", "00:00:00:01", "--run.warm_start", "another.ckpt"]
+    content = torch.load(path, weights_only=True)
+    content["callbacks"]["Timer"] = {"time_elapsed": {"train": 3600.0, "validate": 0.0, "test": 0.0}}
+    torch.save(content, path)  # the time was over in the last validation
+    before = path.read_bytes()
     printed = execute("fit", *words, "--model.weights", "gone.pth", "--data.standardize", "weights")
     assert "has trained all of its 1 epochs" in printed
     assert "goes on from" not in printed
+    assert "run.warm_start stays null, as the training began" in printed
     assert "test/acc" in printed
     assert path.read_bytes() == before
+
+
+def test_resuming_within_a_step_of_several_batches_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = sample("--run.root", str(tmp_path), "--run.test_after_fit", "false", "--trainer.max_epochs", "1")
+    words += ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1", "--data.batch_size", "7"]
+    printed = execute("fit", *words, "--model.hidden", "0", "--model.dropout", "0.5")
+    assert "model.dropout is not used: the head has no hidden layer" in printed
+    run = Run(tmp_path / "head" / "version_0", "")
+    path = run.directory / "checkpoints" / "best.ckpt"
+    content = run.checkpoint("best.ckpt")
+    content["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [{"served": 3}]
+    content["loops"]["fit_loop"]["epoch_progress"]["current"] |= {"started": 1, "processed": 0, "completed": 0}
+    torch.save(content, path)
+    with pytest.raises(SystemExit):
+        execute("fit", *words, "--model.hidden", "0", "--ckpt_path", "best")
+    assert "was saved after 3 batches of an epoch, within a step of 2" in capsys.readouterr().err
 
 
 def test_resuming_from_weights_alone_is_refused(borrowed: Run, capsys: pytest.CaptureFixture[str]) -> None:

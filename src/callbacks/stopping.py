@@ -34,10 +34,19 @@ class Stopped(Exception):
     and torchrun kill the others, who may still have to write.
     """
 
-    def __init__(self, number: int, checkpoint: Path, first: bool = True) -> None:
+    def __init__(self, number: int, checkpoint: Path, first: bool = True, by_steps: bool = False) -> None:
+        """Say how to go on.
+
+        Args:
+            number: The signal's.
+            checkpoint: Where everything is.
+            first: Whether this is the first process.
+            by_steps: Whether the training has a last step, up to which it cannot go on.
+        """
         config, word = (shlex.quote(str(path)) for path in (checkpoint.parent.parent / CONFIG, checkpoint))
+        more = " --trainer.max_steps -1, to the end of its epochs" if by_steps else ""
         by = signal.Signals(number).name
-        super().__init__(f"stopped by {by}; continue with: fit --config {config} --ckpt_path {word}")
+        super().__init__(f"stopped by {by}; continue with: fit --config {config} --ckpt_path {word}{more}")
         self.exit_code = 128 + number if first else 0
 
 
@@ -108,7 +117,8 @@ class GracefulStop(Checkpoint):
         if isinstance(files, AtomicCheckpointIO):
             files.finish()  # while a second signal still ends the process at once
         trainer.strategy.barrier()  # whoever has nothing to write waits for the one who has
-        raise Stopped(self.received or signal.SIGTERM, self.checkpoint, first=trainer.is_global_zero)
+        number, by_steps = self.received or signal.SIGTERM, trainer.max_steps != -1
+        raise Stopped(number, self.checkpoint, trainer.is_global_zero, by_steps)
 
     def _restore(self) -> None:
         for number, handler in self.previous.items():

@@ -20,7 +20,7 @@ def test_a_stop_waits_for_the_optimizers_step_and_for_its_file(monkeypatch: pyte
     monkeypatch.setattr(files, "finish", lambda: finished.append(bool(saved)))
     trainer: Any = SimpleNamespace(
         accumulate_grad_batches=2, num_training_batches=5, world_size=1, val_check_batch=5, check_val_every_n_epoch=1,
-        strategy=SimpleNamespace(
+        max_steps=-1, strategy=SimpleNamespace(
             reduce_boolean_decision=lambda told, all: told and not all, checkpoint_io=files,
             barrier=lambda: finished.append(False),
         ),
@@ -66,6 +66,7 @@ def test_only_the_first_process_leaves_with_the_signals_code() -> None:
     assert Stopped(signal.SIGTERM, Path("last.ckpt")).exit_code == 143
     assert Stopped(signal.SIGTERM, Path("last.ckpt"), first=False).exit_code == 0
     assert str(Stopped(signal.SIGTERM, Path("my runs/last.ckpt"))).endswith("--ckpt_path 'my runs/last.ckpt'")
+    assert "last.ckpt --trainer.max_steps -1" in str(Stopped(signal.SIGTERM, Path("last.ckpt"), by_steps=True))
 
 
 def test_an_end_at_the_last_epoch_is_not_early() -> None:
