@@ -1339,7 +1339,7 @@ def test_a_part_of_images_that_lie_by_class_is_no_hindrance_to_a_training_withou
             Image.new("RGB", (32, 32), (number, 0, 0)).save(path)
     source = ["--data.source", "ImageFolder", "--data.source.root", str(tmp_path / "mine")]
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1", "--run.test_after_fit", "false", *source)
-    assert "everything of this run" in execute("fit", *words, "--trainer.limit_test_batches", "1")
+    assert "everything of this run" in execute("fit", *words, "--trainer.limit_test_batches", "0.5")
 
 
 @pytest.mark.parametrize(("precision", "knows"), [("bf16-mixed", False), ("bf16-mixed", True), ("32-true", False)])
