@@ -44,7 +44,7 @@ class Stopped(Exception):
             by_steps: Whether the training has a last step, up to which it cannot go on.
         """
         config, word = (shlex.quote(str(path)) for path in (checkpoint.parent.parent / CONFIG, checkpoint))
-        more = " --trainer.max_steps -1, to the end of its epochs" if by_steps else ""
+        more = " --trainer.max_steps -1" if by_steps else ""
         by = signal.Signals(number).name
         super().__init__(f"stopped by {by}; continue with: fit --config {config} --ckpt_path {word}{more}")
         self.exit_code = 128 + number if first else 0
