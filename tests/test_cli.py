@@ -1354,14 +1354,15 @@ def test_a_precision_that_the_processor_does_not_know_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", ["10 classes", "epoch   0"])
-def test_a_reader_that_leaves_before_the_end_ends_nothing(tmp_path: Path, last: str) -> None:
+@pytest.mark.parametrize("last", [None, "epoch   0"])
+def test_a_reader_that_leaves_before_the_end_ends_nothing(tmp_path: Path, last: str | None) -> None:
+    """After a line, or before the first one."""
     words = sample("--run.root", str(tmp_path), "--trainer.max_epochs", "1")
     command = [sys.executable, "-W", "ignore", "-m", "src.cli", "fit", *words]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as fit:
         assert fit.stdout is not None
         assert fit.stderr is not None
-        assert any(line.startswith(last) for line in fit.stdout)
+        assert last is None or any(line.startswith(last) for line in fit.stdout)
         fit.stdout.close()
         assert (fit.stderr.read(), fit.wait()) == ("", 0)
 
